@@ -1,0 +1,152 @@
+"""The manager: opens the store of a channel by its name, and lets it go when nobody has wanted it for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from waterspout_core import (
+    ChannelStore,
+    Entry,
+    Envelope,
+    Message,
+    MiB,
+    PubSub,
+    TooManyChannels,
+    check_channel,
+    open_pubsub,
+)
+
+_GRACE: Final = 10.0
+"""Seconds for which an opened store is nobody else's to close: whoever opened it is about to register."""
+
+
+class Channels:
+    """Many channels over one `PubSub`; a *source* of stores for handlers.
+
+    `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub` whose protocol is `Envelope()`. `namespace`
+    stands before every channel's name at the broker and nowhere else.
+
+    A channel that nobody reads is kept for `linger` seconds after it was last used, so that a subscriber whose
+    connection broke finds what it missed. There are never more than `max_channels`: a new one takes the place of the
+    one unused for longest, or is refused with `TooManyChannels`. `max_messages` and `max_bytes` bound each
+    channel's log.
+    """
+
+    def __init__(
+        self,
+        pubsub: PubSub | str = "memory://",
+        *,
+        namespace: str = "",
+        linger: float = 60.0,
+        max_channels: int = 10_000,
+        max_messages: int = 1_000,
+        max_bytes: int = 16 * MiB,
+    ) -> None:
+        if isinstance(pubsub, str):
+            pubsub = open_pubsub(pubsub, protocol=Envelope())
+        elif pubsub.protocol is None:
+            raise ValueError("Channels carry messages: give the PubSub protocol=Envelope()")
+        self.pubsub = pubsub
+        self.namespace = namespace
+        self.linger = linger
+        self.max_channels = max_channels
+        self._bounds = {"max_messages": max_messages, "max_bytes": max_bytes}
+        self._stores: dict[str, ChannelStore] = {}  # by topic, the least recently used first
+        self._used: dict[str, float] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        pubsub.add_client(self._receive)
+
+    def __repr__(self) -> str:
+        return f"Channels({self.pubsub!r}, namespace={self.namespace!r})"
+
+    def __len__(self) -> int:
+        """How many channels are open."""
+        return len(self._stores)
+
+    def __iter__(self) -> Iterator[ChannelStore]:
+        """The stores of the open channels."""
+        return iter(tuple(self._stores.values()))
+
+    def __contains__(self, channel: object) -> bool:
+        return isinstance(channel, str) and self.prefixed(channel) in self._stores
+
+    def prefixed(self, channel: str) -> str:
+        """The broker's name for `channel`; one that has it already stays as it is."""
+        return channel if channel.startswith(self.namespace) else self.namespace + channel
+
+    def open(self, channel: str) -> ChannelStore:
+        """The store of `channel`, subscribed at the broker (`await store.ready()` to have that confirmed).
+
+        Raises `BadChannel` and `TooManyChannels`.
+        """
+        topic = self.prefixed(check_channel(channel))
+        # Taken out and put in again: the order is that of use.
+        store = self._stores.pop(topic, None) or self._new(topic)
+        self._stores[topic] = store
+        self._used[topic] = time.monotonic()
+        return store
+
+    def publish(self, channel: str, event: str | None, data: Any = None) -> asyncio.Future[int]:
+        """Publish `data` under the name `event`; the channel need not be open here.
+
+        The Future gives the number of processes that received it. Raises `BadChannel`, `BadMessage`, and
+        `BrokerError` through the Future.
+        """
+        topic = self.prefixed(check_channel(channel))
+        return asyncio.ensure_future(self.pubsub.publish(topic, Message(data, event)))
+
+    async def aclose(self) -> None:
+        """Close every channel and the broker's connections."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for topic in tuple(self._stores):
+            self._close(topic)
+        await self.pubsub.aclose()
+
+    async def __aenter__(self) -> Channels:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def _new(self, topic: str) -> ChannelStore:
+        if len(self._stores) >= self.max_channels:
+            self._make_room()
+        store = ChannelStore(topic.removeprefix(self.namespace), self.pubsub, topic=topic, **self._bounds)
+        store.subscribe()
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(self.linger / 2, self._sweep_idle)
+        return store
+
+    def _make_room(self) -> None:
+        patience = min(_GRACE, self.linger)
+        for topic, store in self._stores.items():
+            if not store.subscribers and time.monotonic() - self._used[topic] >= patience:
+                self._close(topic)
+                return
+        raise TooManyChannels(self.max_channels)
+
+    def _sweep_idle(self) -> None:
+        """One timer for all channels: close those unused for `linger` seconds."""
+        now = time.monotonic()
+        for topic, store in tuple(self._stores.items()):
+            if store.subscribers:
+                self._used[topic] = now
+            elif now - self._used[topic] >= self.linger:
+                self._close(topic)
+        self._sweep = None
+        if self._stores:
+            self._sweep = asyncio.get_running_loop().call_later(self.linger / 2, self._sweep_idle)
+
+    def _close(self, topic: str) -> None:
+        self._stores.pop(topic).unsubscribe()
+        del self._used[topic]
+
+    def _receive(self, topic: str, entry: Entry) -> None:
+        store = self._stores.get(topic)
+        if store is not None:
+            store.feed(entry)

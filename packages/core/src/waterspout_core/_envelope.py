@@ -1,0 +1,56 @@
+"""How a message looks on a broker's channel: plain text where that says it all, else a JSON envelope."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, Final
+
+from ._message import Message, to_json
+
+_MARK: Final = b"\x1e"
+"""Begins an envelope: the record separator that begins a JSON text of a sequence (RFC 7464)."""
+
+
+class Envelope:
+    """The `PubSubProtocol` for `Message`.
+
+    A str without an event name travels as it is, so any program can publish and read it with plain `PUBLISH` and
+    `SUBSCRIBE`. Anything else is one JSON text of a sequence (RFC 7464: a record separator, an object, a line feed)
+    with the members `event` (if named) and `data` (JSON) or `base64` (bytes). Foreign bytes
+    that are no UTF-8 are taken as bytes.
+    """
+
+    def encode(self, message: Message) -> bytes:
+        """The bytes to publish for `message`."""
+        data = message.data
+        if isinstance(data, str) and message.event is None:
+            payload = data.encode()
+            if not payload.startswith(_MARK):
+                return payload
+        members = [] if message.event is None else [f'"event":{to_json(message.event)}']
+        if isinstance(data, bytes):
+            members.append(f'"base64":"{base64.b64encode(data).decode()}"')
+        else:
+            members.append(f'"data":{message.json}')
+        return b"\x1e{" + ",".join(members).encode() + b"}\n"
+
+    def decode(self, payload: bytes) -> Message:
+        """The message in `payload`. Raises `ValueError` if it begins like an envelope and is none."""
+        if not payload.startswith(_MARK):
+            try:
+                return Message(payload.decode())
+            except UnicodeDecodeError:
+                return Message(payload)
+        try:
+            members: Any = json.loads(payload[1:])
+        except RecursionError:
+            raise ValueError("the envelope is nested too deeply") from None
+        if not isinstance(members, dict):
+            raise ValueError("the envelope is not an object")
+        event = members.get("event")
+        if "base64" in members:
+            return Message(base64.b64decode(members["base64"], validate=True), event)
+        if "data" in members:
+            return Message(members["data"], event)
+        raise ValueError("the envelope holds neither data nor base64")

@@ -1,0 +1,43 @@
+"""What can go wrong in the core, as one tree.
+
+WaterspoutError
+├── BadChannel          a channel's name cannot be used (also a ValueError)
+├── BadMessage          a payload or an event name cannot be delivered (also a ValueError)
+├── BadPosition         a position or id is not one of ours (also a ValueError)
+├── BrokerError         the broker could not do it: `maybe_done` tells whether it may have happened all the same
+└── TooManyChannels     as many channels as allowed are in use
+"""
+
+from __future__ import annotations
+
+
+class WaterspoutError(Exception):
+    """Base of every error that the core raises of its own accord."""
+
+
+class BadChannel(WaterspoutError, ValueError):
+    """The name of a channel is empty, too long, or holds white space or control characters."""
+
+
+class BadMessage(WaterspoutError, ValueError):
+    """The payload or the event name cannot be carried; the caller's to mend."""
+
+
+class BadPosition(WaterspoutError, ValueError):
+    """A text that should be a position, or an id made of positions, is neither."""
+
+
+class BrokerError(WaterspoutError):
+    """The broker is away or refused; `maybe_done` is true if the request may have been carried out."""
+
+    def __init__(self, message: str, *, maybe_done: bool = False) -> None:
+        super().__init__(message)
+        self.maybe_done = maybe_done
+
+
+class TooManyChannels(WaterspoutError):
+    """The process holds `limit` channels already, and each of them has a subscriber."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"all {limit} channels that this process may hold are in use")
+        self.limit = limit

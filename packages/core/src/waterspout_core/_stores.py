@@ -1,0 +1,321 @@
+"""Stores: each keeps the log of one channel and wakes its subscribers when it has grown."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Awaitable, Generator, Mapping
+from typing import Any, Final, Protocol
+
+from ._brokers import open_pubsub
+from ._envelope import Envelope
+from ._log import Log, MiB
+from ._message import Entry, Gap, Message, Payload, check_channel
+from ._position import Position
+from ._pubsub import PubSub
+from ._soon import Soon
+
+logger: Final = logging.getLogger("waterspout.core")
+
+
+class Subscriber(Protocol):
+    """Whoever reads a store: a cursor, and a way to be told that there is more."""
+
+    def wake(self, store: BaseStore) -> None:
+        """The log of `store` has grown past your cursor: read on. Must neither block nor raise."""
+
+
+class Source(Protocol):
+    """Opens the store of a channel by its name."""
+
+    def open(self, channel: str) -> BaseStore:
+        """The store of `channel`; the same one for as long as it has subscribers. Raises `BadChannel`."""
+
+
+class Submitted(Awaitable[Position]):
+    """The position of a message that is in the log already; it may be awaited or left alone."""
+
+    __slots__ = ("position",)
+
+    def __init__(self, position: Position) -> None:
+        self.position = position
+
+    def __await__(self) -> Generator[Any, None, Position]:
+        yield from ()
+        return self.position
+
+
+class BaseStore:
+    """What all stores share: a log, subscribers, and one flush per turn of the loop.
+
+    Subclass it to make a store of your own: set up in `initialize`, and let `submit` `append` what is to be
+    delivered. A store can be made at module level, before any loop runs. Use it from the loop's thread only; from
+    another thread, `loop.call_soon_threadsafe(store.submit, data)`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.subscribers: set[Subscriber] = set()
+        self.log = Log()
+        self._publish_soon = Soon(self.publish)
+        self.initialize(*args, **kwargs)
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Hook for subclasses: gets what the constructor was given."""
+
+    @property
+    def channel(self) -> str | None:
+        """The name by which subscribers know what they read, if it has one."""
+        return self.log.channel
+
+    def register(self, subscriber: Subscriber) -> None:
+        """From the next flush on, `subscriber` is woken. Twice is once."""
+        self.subscribers.add(subscriber)
+
+    def deregister(self, subscriber: Subscriber) -> None:
+        """Forget `subscriber`, known or not."""
+        self.subscribers.discard(subscriber)
+
+    def submit(self, data: Payload, event: str | None = None) -> Awaitable[Position | None]:
+        """Publish `data`. Await it for its position, or leave it alone: it is under way already."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it does with submitted data")
+
+    async def ready(self) -> None:
+        """Return when whatever is published from now on will reach the log."""
+
+    async def aclose(self) -> None:
+        """Release all that the store holds beside its log."""
+
+    def cursor(self, offsets: Mapping[str, int] | None = None) -> int:
+        """Where a subscriber begins: behind the newest message, or where `offsets` (by epoch) say it stopped."""
+        return self.log.top if offsets is None else self.log.cursor(offsets)
+
+    def append(self, entry: Entry) -> Position:
+        """Put `entry` into the log and see to it that the subscribers are woken soon, once for a whole burst."""
+        offset = self.log.append(entry)
+        if self.subscribers:
+            self._publish_soon()
+        return Position(self.log.epoch, offset)
+
+    def publish(self) -> None:
+        """Wake every subscriber now. Happens by itself after each burst of `append`."""
+        for subscriber in tuple(self.subscribers):
+            try:
+                subscriber.wake(self)
+            except Exception:
+                logger.exception("a subscriber failed and is left out from now on: %r", subscriber)
+                self.deregister(subscriber)
+
+    async def __aenter__(self) -> BaseStore:
+        await self.ready()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class DataStore(BaseStore):
+    """The latest value only: a log of length one.
+
+    Whoever comes, comes back, or was slow gets the current value at once and nothing older. Values set in one
+    turn of the loop are conflated: only the last of them is sent.
+    """
+
+    def initialize(self, initial_data: Payload = None) -> None:
+        self.log = Log(max_messages=1, when_behind="latest")
+        self._data: Payload = None
+        if initial_data is not None:
+            self.set_data(initial_data)
+
+    @property
+    def data(self) -> Payload:
+        """The current value; setting it publishes it."""
+        return self._data
+
+    @data.setter
+    def data(self, value: Payload) -> None:
+        self.submit(value)
+
+    def set_data(self, value: Payload) -> None:
+        """Set and publish the current value."""
+        self.submit(value)
+
+    def submit(self, data: Payload, event: str | None = None) -> Submitted:
+        """Set and publish the current value. Raises `BadMessage`."""
+        message = Message(data, event)
+        self._data = data
+        return Submitted(self.append(message))
+
+    def cursor(self, offsets: Mapping[str, int] | None = None) -> int:
+        """Before the current value, unless `offsets` say it has been seen."""
+        top = self.log.top
+        seen = offsets is not None and offsets.get(self.log.epoch) == top
+        return top if seen else max(top - 1, 0)
+
+
+class QueueStore(BaseStore):
+    """Every message, in order, within a bound: whoever keeps up or comes back in time misses nothing.
+
+    Beyond `max_messages` or `max_bytes` the oldest give way, and a subscriber that had not read them is told so
+    by one `Gap`. Nothing is kept for any subscriber but its cursor.
+    """
+
+    def initialize(self, *, max_messages: int = 10_000, max_bytes: int = 16 * MiB) -> None:
+        self.log = Log(max_messages=max_messages, max_bytes=max_bytes)
+
+    def submit(self, data: Payload, event: str | None = None) -> Submitted:
+        """Publish `data` as one message. Raises `BadMessage`."""
+        return Submitted(self.append(Message(data, event)))
+
+
+class ChannelStore(BaseStore):
+    """A log that is fed by one channel of a `PubSub`, and publishes to it.
+
+    Whoever opened it (`Channels`, or `RedisStore` for its own channel) subscribes and calls `feed`.
+    """
+
+    def initialize(
+        self,
+        channel: str,
+        pubsub: PubSub,
+        *,
+        topic: str | None = None,
+        max_messages: int = 10_000,
+        max_bytes: int = 16 * MiB,
+    ) -> None:
+        self.pubsub = pubsub
+        self.topic = topic or channel  # the broker's name for the channel
+        self.log = Log(max_messages=max_messages, max_bytes=max_bytes, channel=check_channel(channel))
+        self._ready: asyncio.Future[None] | None = None
+        self._echoes: dict[Message, deque[asyncio.Future[Position | None]]] = {}
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the broker has confirmed that it sends us the channel."""
+        return self._ready is not None and self._ready.done() and not self._ready.cancelled()
+
+    def subscribe(self) -> None:
+        """Ask the broker for the channel; `ready` tells when it has agreed."""
+        if self._ready is None:
+            self._ready = asyncio.ensure_future(self.pubsub.subscribe(self.topic))
+            self._ready.add_done_callback(self._confirmed)
+
+    async def ready(self) -> None:
+        """Return when the broker has confirmed the subscription. Raises `BrokerError` if it refuses."""
+        self.subscribe()
+        assert self._ready is not None
+        # Shielded: one impatient caller must not take the subscription from the others.
+        await asyncio.shield(self._ready)
+
+    def feed(self, entry: Entry) -> None:
+        """A message has come from the broker, or the news that some may have been lost."""
+        position = self.append(entry)
+        if isinstance(entry, Gap):
+            self._forget_echoes()
+        elif self._echoes and entry in self._echoes:
+            echo = self._pop_echo(entry)
+            if not echo.done():
+                echo.set_result(position)
+
+    def submit(self, data: Payload, event: str | None = None) -> asyncio.Future[Position | None]:
+        """Publish `data` through the broker.
+
+        The Future gives the position under which the message came back to this process. It gives None where that
+        cannot be known: the store is not subscribed, or the link broke in between. Raises `BadMessage` at
+        once, and `BrokerError` through the Future.
+        """
+        message = Message(data, event)
+        echo: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
+        expected = self.subscribed
+        published = asyncio.ensure_future(self.pubsub.publish(self.topic, message))
+        if expected:
+            self._echoes.setdefault(message, deque()).append(echo)
+
+        def answered(published: asyncio.Future[int]) -> None:
+            error = published.exception()
+            if error is None and expected and published.result() > 0:
+                return  # it is on its way back to us
+            if expected and echo in self._echoes.get(message, ()):
+                self._pop_echo(message, echo)
+            if not echo.done():
+                if error is None:
+                    echo.set_result(None)
+                else:
+                    echo.set_exception(error)
+
+        published.add_done_callback(answered)
+        return echo
+
+    def unsubscribe(self) -> None:
+        """Give the channel back to the broker: nothing is fed any more."""
+        self._forget_echoes()
+        if self._ready is not None:
+            self._ready.cancel()
+            self._ready = None
+            self.pubsub.unsubscribe(self.topic)
+
+    async def aclose(self) -> None:
+        """Give the channel back to the broker."""
+        self.unsubscribe()
+
+    def _confirmed(self, ready: asyncio.Future[None]) -> None:
+        if ready.cancelled():
+            return
+        if ready.exception() is not None:
+            self._ready = None  # the next one who asks tries again
+        elif self.subscribers:
+            # They registered before the broker had agreed: what was published meanwhile has passed them by.
+            self.append(Gap())
+
+    def _pop_echo(
+        self, message: Message, echo: asyncio.Future[Position | None] | None = None
+    ) -> asyncio.Future[Position | None]:
+        """Take `echo`, or the oldest one that waits for `message`, out of those that wait."""
+        waiting = self._echoes[message]
+        if echo is None:
+            echo = waiting.popleft()
+        else:
+            waiting.remove(echo)
+        if not waiting:
+            del self._echoes[message]
+        return echo
+
+    def _forget_echoes(self) -> None:
+        echoes, self._echoes = self._echoes, {}
+        for echo in itertools.chain.from_iterable(echoes.values()):
+            if not echo.done():
+                echo.set_result(None)
+
+
+class RedisStore(ChannelStore):
+    """A log that is fed by the Redis channel `channel`: any process can serve any subscriber.
+
+    `url` names the server (`redis://`, `rediss://`, `unix://`), `options` go to the Redis client. Any program
+    can publish to the channel with plain `PUBLISH`.
+    """
+
+    def initialize(  # type: ignore[override]  # it makes its own PubSub
+        self,
+        channel: str = "waterspout",
+        url: str = "redis://localhost:6379",
+        *,
+        max_messages: int = 10_000,
+        max_bytes: int = 16 * MiB,
+        **options: Any,
+    ) -> None:
+        pubsub = open_pubsub(url, protocol=Envelope(), **options)
+        super().initialize(channel, pubsub, max_messages=max_messages, max_bytes=max_bytes)
+        pubsub.add_client(self._receive)
+
+    def register(self, subscriber: Subscriber) -> None:
+        super().register(subscriber)
+        self.subscribe()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.pubsub.aclose()
+
+    def _receive(self, topic: str, entry: Entry) -> None:
+        if topic == self.topic:
+            self.feed(entry)

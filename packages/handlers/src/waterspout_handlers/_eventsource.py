@@ -1,0 +1,45 @@
+"""The door for browsers' `EventSource`: server-sent events."""
+
+from __future__ import annotations
+
+import random
+
+from tornado.iostream import StreamClosedError
+
+from ._formats import EVENT_STREAMS
+from ._outlet import Outlet
+from ._requests import RequestError, SubscriberHandler
+
+
+class EventSource(SubscriberHandler):
+    """Streams a store, or channels named by `?channel=`, as server-sent events (WHATWG HTML).
+
+    Route it with `{"store": store}` or `{"source": channels}`. `Last-Event-ID`, or `?last_event_id=`, goes on
+    where the client stopped. `?format=json` makes the data of every event a JSON object with `channel` and `data`,
+    and `event` where there is one. The handler itself lives for the handshake only.
+    """
+
+    async def get(self, *args: str, **kwargs: str) -> None:
+        whole = self._whole()
+        cursors = await self.open_cursors()
+        chunked = self.request.version == "HTTP/1.1"
+        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache, no-transform")
+        self.set_header("X-Accel-Buffering", "no")
+        # Spread over time: after a restart all clients come back. It is also the early first byte that proxies need.
+        self.write(f"retry: {random.randint(1000, 3000)}\n\n")
+        try:
+            await self.flush()
+        except StreamClosedError:
+            return
+        self.application.log_request(self)
+        stream = self.detach()
+        outlet = Outlet(stream, EVENT_STREAMS[whole, chunked], cursors)
+        stream.set_close_callback(outlet.close)
+        outlet.open()
+
+    def _whole(self) -> bool:
+        format = self.get_query_argument("format", "text")
+        if format not in ("text", "json"):
+            raise RequestError(400, f"format is text or json, not {format!r:.40}")
+        return format == "json"

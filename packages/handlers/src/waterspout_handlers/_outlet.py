@@ -1,0 +1,107 @@
+"""The one way bytes leave: a stream and the cursors of whoever listens at its other end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from waterspout_core import BaseStore, Position, to_id
+
+from ._formats import Format
+
+
+class Outlet:
+    """A subscriber at the end of a socket, and all that is kept for it: no task, no timer, no queue.
+
+    Woken by a store, it sends what stands behind its cursor with one `send`. What the socket does not take goes
+    into the stream's own buffer, and until that has drained the cursor waits in the log.
+    """
+
+    __slots__ = ("_cursors", "_direct", "_draining", "_format", "_stream")
+
+    def __init__(self, stream: IOStream, format: Format, cursors: dict[BaseStore, int]) -> None:
+        self._stream = stream
+        self._format = format
+        self._cursors = cursors
+        self._direct = not isinstance(stream, SSLIOStream)
+        self._draining = False
+
+    def open(self) -> None:
+        """Begin: catch up with what is in the logs already, then follow them."""
+        for store in self._cursors:
+            store.register(self)
+        self._catch_up()
+
+    def close(self) -> None:
+        """The peer has gone, or has to: follow the stores no more."""
+        for store in self._cursors:
+            store.deregister(self)
+        self._stream.close()
+
+    def end(self) -> None:
+        """Say goodbye as the protocol has it, then close."""
+        if not self._draining and not self._stream.closed():
+            self._send(self._format.end)
+        self.close()
+
+    def wake(self, store: BaseStore) -> None:
+        """Send what the log of `store` has for us, unless the socket is still busy with earlier things."""
+        log = store.log
+        while not self._draining and self._cursors[store] < log.top:
+            if len(self._cursors) == 1:
+                run, self._cursors[store] = log.encoded(self._format.run, self._cursors[store])
+            else:
+                run = self._own_run(store)
+            if not self._send(run):
+                return
+
+    def _own_run(self, store: BaseStore) -> bytes:
+        """A run for a reader of several channels: bodies shared with all, ids made of all its own positions."""
+        bodies, after = store.log.encoded(self._format.bodies, self._cursors[store])
+        frames = []
+        for offset, body in enumerate(bodies, after - len(bodies) + 1):
+            self._cursors[store] = offset
+            # Without those that this log lost track of: their gap has not been told yet.
+            positions = [Position(other.log.epoch, cursor) for other, cursor in self._cursors.items() if cursor >= 0]
+            frames.append(self._format.frame(body, to_id(positions)))
+        self._cursors[store] = after
+        return self._format.pack(frames)
+
+    def _send(self, run: bytes) -> bool:
+        """Whether all of `run` has left; if not, we are draining or the stream is closed."""
+        stream = self._stream
+        if stream.closed():
+            return False
+        sent = 0
+        # A stream that writes nothing has no bytes that ours could overtake, so its buffer can be passed by.
+        if self._direct and not stream.writing():
+            try:
+                sent = stream.socket.send(run)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.close()
+                return False
+            if sent == len(run):
+                return True
+        try:
+            written = stream.write(memoryview(run)[sent:])
+        except StreamClosedError:
+            self.close()
+            return False
+        self._draining = True
+        written.add_done_callback(self._drained)
+        return False
+
+    def _drained(self, written: asyncio.Future[Any]) -> None:
+        self._draining = False
+        if written.cancelled() or written.exception() is not None:
+            self.close()
+        else:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for store in self._cursors:
+            self.wake(store)

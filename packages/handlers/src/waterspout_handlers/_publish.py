@@ -1,0 +1,128 @@
+"""The door for publishers: `POST` a body, and it is a message."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Final, NoReturn, cast
+
+from tornado.http1connection import HTTP1Connection
+from tornado.web import stream_request_body
+
+from waterspout_core import BadMessage, BrokerError, Message, MiB, Payload, Position, Source, check_event
+
+from ._requests import JSONErrors, RequestError, is_foreign, open_channel
+
+MAX_BODY: Final = MiB
+"""Bytes of a body, unless the route says otherwise."""
+
+BODY_TIMEOUT: Final = 60.0
+"""Seconds in which a body has to be there."""
+
+PUBLISH_TIMEOUT: Final = 10.0
+"""Seconds for the broker to take the messages of one request."""
+
+
+@stream_request_body
+class PublishHandler(JSONErrors):
+    """Publishes the body of a `POST` to the channel that the route's path names.
+
+    Text (UTF-8) is one message, `application/json` one message of any JSON value, `application/x-ndjson` one
+    message of each line. `?event=` names the event. Answers `{"channel": …, "id": …}` with the id of the (last)
+    message, and `count` for several. Route it with `{"source": channels}`, and `max_body` in bytes.
+    """
+
+    def initialize(self, source: Source, max_body: int = MAX_BODY) -> None:
+        self.source = source
+        self.max_body = max_body
+        self._body = bytearray()
+        self._too_large = False
+
+    def prepare(self) -> None:
+        if self.request.method != "POST":
+            return  # Tornado answers 405
+        # We count for ourselves, so that the answer can say what was wrong; what is too much is read and dropped.
+        connection = cast(HTTP1Connection, self.request.connection)
+        connection.set_max_body_size(1 << 62)
+        connection.set_body_timeout(BODY_TIMEOUT)
+        if is_foreign(self):
+            raise RequestError(403, f"pages of {self.request.headers['Origin']!r:.80} may not publish here")
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdecimal() and int(length) > self.max_body:
+            self._refuse_size()
+
+    def data_received(self, chunk: bytes) -> None:
+        if self._too_large or len(self._body) + len(chunk) > self.max_body:
+            self._too_large = True
+            self._body.clear()
+        else:
+            self._body += chunk
+
+    async def post(self, channel: str) -> None:
+        if self._too_large:
+            self._refuse_size()
+        event = self._event()
+        payloads, several = self._payloads()
+        store = open_channel(self.source, channel)
+        published = 0
+        position: Position | None = None
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT):
+                await store.ready()
+                for submission in [store.submit(payload, event) for payload in payloads]:
+                    position = await submission
+                    published += 1
+        except BadMessage as error:
+            raise RequestError(400, str(error)) from None
+        except (BrokerError, TimeoutError) as error:
+            explanation = str(error) or f"the broker has not answered in {PUBLISH_TIMEOUT:g} s"
+            raise RequestError(503, explanation, published=published) from None
+        answer = {"channel": channel, "id": None if position is None else str(position)}
+        self.finish({**answer, "count": published} if several else answer)
+
+    def _event(self) -> str | None:
+        event = self.get_query_argument("event", "")
+        if not event:
+            return None
+        try:
+            return check_event(event)
+        except BadMessage as error:
+            raise RequestError(400, str(error)) from None
+
+    def _payloads(self) -> tuple[list[Payload], bool]:
+        """What the body holds, and whether it is of a kind that may hold several messages."""
+        if not self._body:
+            raise RequestError(400, "the body is empty: it is the message")
+        try:
+            text = self._body.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(400, f"the body is not UTF-8: {error}") from None
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            return [_from_json(text, "the body")], False
+        if kind == "application/x-ndjson":
+            lines = [line for line in text.split("\n") if line.strip()]
+            if not lines:
+                raise RequestError(400, "the body is empty: each line is a message")
+            return [_from_json(line, f"line {number}") for number, line in enumerate(lines, 1)], True
+        return [text], False
+
+    def _refuse_size(self) -> NoReturn:
+        raise RequestError(413, f"a message has at most {self.max_body} bytes")
+
+
+def _from_json(text: str, place: str) -> Payload:
+    try:
+        payload = json.loads(text, parse_constant=_refuse_constant)
+        Message(payload)  # now, so that of several lines none is published if one cannot be
+        return payload
+    except BadMessage as error:
+        raise RequestError(400, f"{place}: {error}") from None
+    except ValueError as error:
+        raise RequestError(400, f"{place} is not JSON: {error}") from None
+    except RecursionError:
+        raise RequestError(400, f"{place} is JSON nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

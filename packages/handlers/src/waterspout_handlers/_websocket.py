@@ -1,0 +1,49 @@
+"""The door for WebSockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado.websocket import WebSocketHandler
+
+from waterspout_core import BaseStore
+
+from ._formats import WEBSOCKET_TEXT
+from ._outlet import Outlet
+from ._requests import RequestError, SubscriberHandler
+
+
+class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
+    """Sends each message of a store, or of channels named by `?channel=`, as one JSON object in a text frame.
+
+    Its members are `data` and, where there are any, `channel`, `event` and `id`; `?last_event_id=` goes on behind
+    an `id`. Route it with `{"store": store}` or `{"source": channels}`. Pages of other origins are refused
+    (`check_origin`); what the client sends is read and dropped.
+    """
+
+    _cursors: dict[BaseStore, int]
+    _outlet: Outlet | None = None
+
+    async def prepare(self) -> None:
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            raise RequestError(426, "this address speaks WebSocket: connect with ws:// and not http://")
+        self._cursors = await self.open_cursors()
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        # The frames go straight to the stream, made once for all subscribers; Tornado answers pings on it and
+        # reads from it. Each of the two writes whole frames only, so they may take turns.
+        assert self.ws_connection is not None
+        stream = self.ws_connection.stream
+        assert stream is not None
+        self._outlet = Outlet(stream, WEBSOCKET_TEXT, self._cursors)
+        self._outlet.open()
+
+    def on_message(self, message: str | bytes) -> None:
+        """What a subscriber sends has no meaning yet."""
+
+    def on_close(self) -> None:
+        if self._outlet is not None:
+            self._outlet.close()
+
+    def data_received(self, chunk: bytes) -> Any:
+        """A WebSocket request has no body."""

@@ -1,0 +1,21 @@
+"""The command and its subcommands."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from ._publish import publish
+from ._serve import serve
+from ._tail import tail
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="waterspout")
+def main() -> None:
+    """Realtime publish/subscribe: a push server, and the tools to talk to it."""
+
+
+main.add_command(serve)
+main.add_command(publish)
+main.add_command(tail)

@@ -1,0 +1,43 @@
+"""What the subcommands share: options that are variables too, and how they fail."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_UNUSABLE: Final = 2
+"""Exit status for what only the user can mend; click's own for bad usage."""
+
+DEFAULT_URL: Final = "http://127.0.0.1:8888"
+
+
+def option(name: str, **settings: Any) -> Callable[[F], F]:
+    """A click option that `WATERSPOUT_<NAME>` sets as well."""
+    variable = "WATERSPOUT_" + name.removeprefix("--").upper().replace("-", "_")
+    return click.option(name, envvar=variable, show_envvar=True, **settings)
+
+
+def redis_option(help: str) -> Callable[[F], F]:
+    """`--redis URL`."""
+    return option("--redis", metavar="URL", help=f"{help} redis://, rediss:// or unix://")
+
+
+def url_option(function: F) -> F:
+    """`--url URL` of a running server."""
+    return option("--url", default=DEFAULT_URL, show_default=True, metavar="URL", help="The running server.")(function)
+
+
+def say(text: str) -> None:
+    """One line for the user, beside the output."""
+    click.echo(f"waterspout: {text}", err=True)
+
+
+def fail(text: str, status: int = EXIT_UNUSABLE) -> NoReturn:
+    """One line that says what was wrong, and the end."""
+    say(text)
+    sys.exit(status)

@@ -1,0 +1,113 @@
+"""`waterspout serve`: the push server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import click
+
+from waterspout_channels import Channels
+
+from .. import __version__
+from .._demo import publish_figures
+from ..server import Server
+from ._options import fail, option, redis_option
+
+LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
+
+
+@click.command()
+@option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@option("--port", default=8888, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@redis_option("Serve the channels of this Redis, together with all other servers on it.")
+@option("--demo", is_flag=True, help="Publish this machine's load, memory and network figures every second.")
+@option(
+    "--loop",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "uvloop", "asyncio"]),
+    help="Event loop.",
+)
+@option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS), help="What to report.")
+def serve(host: str, port: int, redis: str | None, demo: bool, loop: str, log_level: str) -> None:
+    """Start a push server; Ctrl-C stops it.
+
+    Without --redis it is its own broker and needs nothing else.
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        channels = Channels(redis or "memory://")
+    except ValueError as error:
+        fail(str(error))
+    factory = _loop_factory(loop)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            runner.run(_serve(channels, host, port, demo=demo))
+        except OSError as error:
+            fail(_why_not(error, host, port))
+
+
+async def _serve(channels: Channels, host: str, port: int, *, demo: bool) -> None:
+    stopped = asyncio.Event()
+    _on_signals(stopped.set)
+    server = Server(channels)
+    try:
+        url = server.start(host, port)
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        click.echo(
+            f"Waterspout {__version__} listens on {url} (broker: {channels.pubsub}, loop: {loop}); Ctrl-C stops it"
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            if demo:
+                task = asyncio.create_task(publish_figures(channels))
+                stack.callback(task.cancel)
+            await stopped.wait()
+    finally:
+        await server.aclose()
+    click.echo("Waterspout has stopped")
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop_once() -> None:
+        # Whoever insists shall not have to wait for us.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stop_once)
+        except NotImplementedError:  # Windows: the Runner turns Ctrl-C into a cancellation
+            return
+
+
+def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if loop == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        if loop == "uvloop":
+            fail("uvloop is not installed here: pip install uvloop, or leave --loop out")
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken: choose another with --port, or stop what listens there"
+    if error.errno == errno.EACCES:
+        return f"this user may not listen on port {port}: choose one above 1023 with --port"
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"{host!r} is no address of this machine: choose another with --host"
+    return f"cannot listen on {host} port {port}: {os.strerror(error.errno) if error.errno else error}"

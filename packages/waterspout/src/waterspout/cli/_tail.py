@@ -1,0 +1,101 @@
+"""`waterspout tail`: print messages as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from typing import Any
+from urllib.parse import urlencode
+
+import click
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import WebSocketClientConnection, WebSocketError, websocket_connect
+
+from waterspout_core import GAP_EVENT, check_channel, from_id, to_json
+
+from ._options import fail, option, say, url_option
+
+
+@click.command()
+@click.argument("channels", metavar="CHANNEL...", nargs=-1, required=True)
+@url_option
+@click.option("--json", "as_json", is_flag=True, help="Print whole objects, one a line.")
+@option("--last-event-id", metavar="ID", help="Go on behind the message with this id.")
+def tail(channels: tuple[str, ...], url: str, as_json: bool, last_event_id: str | None) -> None:
+    """Print the messages of CHANNEL... as they come; Ctrl-C ends it.
+
+    After a break it goes on where it stopped: what the server still keeps is neither lost nor repeated, and what it
+    does not keep any more is told.
+    """
+    try:
+        for channel in channels:
+            check_channel(channel)
+        if last_event_id:
+            from_id(last_event_id)
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"--url is an address like http://127.0.0.1:8888, not {url!r}")
+        asyncio.run(_tail(url, channels, as_json, last_event_id))
+    except ValueError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has gone, as in `waterspout tail a | head`; let nothing be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def _tail(url: str, channels: tuple[str, ...], as_json: bool, last_id: str | None) -> None:
+    pause = 0.1
+    away = False
+    while True:
+        try:
+            connection = await _connect(url, channels, last_id)
+        except (OSError, HTTPClientError, WebSocketError) as error:
+            if isinstance(error, HTTPClientError) and 400 <= error.code < 500:
+                fail(f"{url} answered {error.code}: {_explanation(error)}")
+            if not away:
+                say(f"no answer from {url}: {error}; trying again")
+            away = True
+        else:
+            if away:
+                say("it is back")
+            away = False
+            while (text := await connection.read_message()) is not None:
+                pause = 0.1
+                message = json.loads(text)
+                last_id = message["id"]
+                show(message, as_json, several=len(channels) > 1)
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(pause * 2, 3.0)
+
+
+async def _connect(url: str, channels: tuple[str, ...], last_id: str | None) -> WebSocketClientConnection:
+    query = [("channel", channel) for channel in channels]
+    if last_id:
+        query.append(("last_event_id", last_id))
+    address = "ws" + url.rstrip("/").removeprefix("http") + "/ws?" + urlencode(query)
+    request = HTTPRequest(address, connect_timeout=10.0)
+    return await websocket_connect(request, ping_interval=30.0, ping_timeout=30.0, max_message_size=1 << 30)
+
+
+def show(message: dict[str, Any], as_json: bool, *, several: bool) -> None:
+    """Print one message: its data, behind the channel's name where there are several; or all of it."""
+    data = message["data"]
+    if as_json:
+        click.echo(to_json(message))
+    elif message.get("event") == GAP_EVENT:
+        missed = "some" if data["missed"] is None else data["missed"]
+        say(f"{missed} message(s) of {message['channel']} are lost: the server does not keep them any more")
+    else:
+        text = data if isinstance(data, str) else to_json(data)
+        click.echo(f"{message['channel']}: {text}" if several else text)
+
+
+def _explanation(error: HTTPClientError) -> str:
+    try:
+        return str(json.loads(error.response.body)["error"]) if error.response else error.message
+    except (ValueError, KeyError, TypeError):
+        return error.message

@@ -1,0 +1,100 @@
+"""The push server: the pieces wired into one Tornado application."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler, StaticFileHandler
+
+from waterspout_channels import Channels
+from waterspout_handlers import EventSource, JSONErrors, NotFound, Outlet, PublishHandler, WebSocketSubscriber
+
+CONSOLE: Final = Path(__file__).parent / "console"
+
+WEBSOCKET_PING: Final = 30.0
+"""Seconds between pings; who does not answer within as many more is gone."""
+
+MAX_INCOMING: Final = 64 * 1024
+"""Bytes of a WebSocket message from a subscriber."""
+
+logger: Final = logging.getLogger("waterspout.server")
+
+
+class ConsolePage(StaticFileHandler):
+    """The files of the console page; they load nothing from anywhere else, and nothing else may frame them."""
+
+    def set_extra_headers(self, path: str) -> None:
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'")
+
+
+class ActiveChannels(JSONErrors):
+    """`GET /channels`: the channels this process holds, with their subscribers and the messages seen so far."""
+
+    def initialize(self, channels: Channels) -> None:
+        self.channels = channels
+
+    def get(self) -> None:
+        rows = [
+            {"channel": store.channel, "subscribers": len(store.subscribers), "messages": store.log.top}
+            for store in sorted(self.channels, key=lambda store: str(store.channel))
+        ]
+        self.finish({"channels": rows})
+
+
+class Health(RequestHandler):
+    """`GET /healthz`: 200 while the process serves."""
+
+    def get(self) -> None:
+        self.finish({"status": "ok"})
+
+
+def make_app(channels: Channels, **settings: Any) -> Application:
+    """The push server's routes over `channels`, as an application to run, mount or extend."""
+    source = {"source": channels}
+    return Application(
+        [
+            (r"/events", EventSource, source),
+            (r"/ws", WebSocketSubscriber, source),
+            (r"/channels", ActiveChannels, {"channels": channels}),
+            (r"/channels/(.+)", PublishHandler, source),
+            (r"/healthz", Health),
+            (r"/(.*\.(?:js|css|svg))", ConsolePage, {"path": CONSOLE}),
+            (r"/()", ConsolePage, {"path": CONSOLE, "default_filename": "index.html"}),
+        ],
+        default_handler_class=NotFound,
+        websocket_ping_interval=WEBSOCKET_PING,
+        websocket_ping_timeout=WEBSOCKET_PING,
+        websocket_max_message_size=MAX_INCOMING,
+        **settings,
+    )
+
+
+class Server:
+    """Serves `channels` over HTTP: `start()`, and later `await aclose()`."""
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self._http = HTTPServer(make_app(channels), xheaders=False)
+
+    def start(self, host: str, port: int) -> str:
+        """Listen, and return the URL. Port 0 takes a free one. Raises `OSError`."""
+        sockets = bind_sockets(port, host)
+        self._http.add_sockets(sockets)
+        name = f"[{host}]" if ":" in host else host
+        return f"http://{name}:{sockets[0].getsockname()[1]}"
+
+    async def aclose(self) -> None:
+        """Accept nobody any more, say goodbye to the subscribers, and close the channels."""
+        self._http.stop()
+        for store in self.channels:
+            for subscriber in tuple(store.subscribers):
+                if isinstance(subscriber, Outlet):
+                    subscriber.end()
+        await self._http.close_all_connections()
+        await self.channels.aclose()
