@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from ._memory import MemoryPubSub
 from ._pubsub import PubSub, PubSubProtocol
+
+REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
 def open_pubsub(url: str, *, protocol: PubSubProtocol | None = None, **options: Any) -> PubSub:
@@ -16,6 +18,8 @@ def open_pubsub(url: str, *, protocol: PubSubProtocol | None = None, **options: 
     """
     if url == "memory://":
         return MemoryPubSub(protocol=protocol)
+    if not url.startswith(REDIS_SCHEMES):
+        raise ValueError(f"no broker at {url!r}: it is memory://, or a Redis at redis://, rediss:// or unix://")
     try:
         from ._redis import RedisPubSub
     except ModuleNotFoundError as error:

@@ -43,14 +43,17 @@ class Envelope:
             except UnicodeDecodeError:
                 return Message(payload)
         try:
-            members: Any = json.loads(payload[1:])
-        except RecursionError:
-            raise ValueError("the envelope is nested too deeply") from None
-        if not isinstance(members, dict):
-            raise ValueError("the envelope is not an object")
-        event = members.get("event")
-        if "base64" in members:
-            return Message(base64.b64decode(members["base64"], validate=True), event)
-        if "data" in members:
-            return Message(members["data"], event)
-        raise ValueError("the envelope holds neither data nor base64")
+            return _open(json.loads(payload[1:]))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"a broken envelope: {error}") from None
+
+
+def _open(members: Any) -> Message:
+    if not isinstance(members, dict):
+        raise ValueError("it is not an object")
+    event = members.get("event")
+    if "base64" in members:
+        return Message(base64.b64decode(members["base64"], validate=True), event)
+    if "data" in members:
+        return Message(members["data"], event)
+    raise ValueError("it holds neither data nor base64")

@@ -29,15 +29,34 @@ _ENTRY_COST: Final = 64  # what an entry costs beside its text, so that empty me
 class Log:
     """A ring of the newest messages of a channel, bounded by `max_messages` and `max_bytes`.
 
-    `channel` is the name that readers know it by, if it has one. Messages are counted from 1 under an `epoch`. A cursor is the offset of the last message read: an int, which
-    the log never needs to visit. What a cursor missed because the ring has moved past it is told by one `Gap` in
-    the place of the last message lost (`when_behind="gap"`), or passed over in favour of the newest message
-    (`when_behind="latest"`). The newest message is always kept, however large.
+    `channel` is the name that readers know it by, if it has one. Messages are counted from 1 under an `epoch`. A
+    cursor is the offset of the last message read: an int, which the log never needs to visit. What a cursor missed
+    because the ring has moved past it is told by one `Gap` in the place of the last message lost
+    (`when_behind="gap"`), or passed over in favour of the newest message (`when_behind="latest"`). The newest
+    message is always kept, however large.
+
+    >>> from waterspout_core import Log, Message
+    >>> log = Log(max_messages=2)
+    >>> for text in ("a", "b", "c"):
+    ...     offset = log.append(Message(text))
+    >>> log.read(after=2)
+    (3, [Message('c')])
+    >>> log.read(after=0)
+    (1, [Gap(missed=1), Message('b'), Message('c')])
     """
 
     __slots__ = (
-        "_bytes", "_entries", "_head", "_shared", "_start", "channel", "epoch", "max_bytes", "max_messages", "when_behind",
-    )  # fmt: skip
+        "_bytes",
+        "_entries",
+        "_head",
+        "_shared",
+        "_start",
+        "channel",
+        "epoch",
+        "max_bytes",
+        "max_messages",
+        "when_behind",
+    )
 
     def __init__(
         self,

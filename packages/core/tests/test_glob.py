@@ -1,0 +1,27 @@
+"""Globs, as Redis matches them."""
+
+from __future__ import annotations
+
+import pytest
+from waterspout_core._glob import compile_glob
+
+MATCHES = [
+    ("*", ""), ("*", "anything"), ("h?llo", "hello"), ("h*llo", "hllo"), ("h*llo", "heeeello"), ("a**b", "ab"),
+    ("h[ae]llo", "hallo"), ("h[a-e]llo", "hcllo"), ("h[e-a]llo", "hcllo"), ("h[^e]llo", "hallo"), ("a.b", "a.b"),
+    (r"a\*b", "a*b"), (r"a[\]]b", "a]b"), ("a[bc", "ab"), ("??", "ü"), ("news.*", "news.a.b"), ("a\\", "a\\"),
+    ("x(y|z)", "x(y|z)"), ("[^]", "a"), ("line*", "line\nbreak"),
+]  # fmt: skip
+MISSES = [
+    ("h?llo", "hllo"), ("h[ae]llo", "hillo"), ("h[^e]llo", "hello"), ("a.b", "axb"), (r"a\*b", "axb"), ("?", "ü"),
+    ("abc", "ab"), ("ab", "abc"), ("[]", "a"), ("a[bc", "ad"), ("", "a"), ("A", "a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "name"), MATCHES)
+def test_a_pattern_matches(pattern: str, name: str) -> None:
+    assert compile_glob(pattern)(name)
+
+
+@pytest.mark.parametrize(("pattern", "name"), MISSES)
+def test_a_pattern_does_not_match(pattern: str, name: str) -> None:
+    assert not compile_glob(pattern)(name)

@@ -1,0 +1,197 @@
+"""The log: counted, bounded, and honest about what it gave up."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from waterspout_core import Entry, Gap, Log, Message
+
+
+def filled(count: int, **bounds: int) -> Log:
+    log = Log(**bounds)
+    for number in range(1, count + 1):
+        log.append(Message(str(number)))
+    return log
+
+
+def texts(entries: list[Entry]) -> list[str]:
+    return [entry.text if isinstance(entry, Message) else f"gap {entry.missed}" for entry in entries]
+
+
+def read_all(log: Log, after: int) -> list[tuple[int, Entry]]:
+    got: list[tuple[int, Entry]] = []
+    while after < log.top:
+        first, entries = log.read(after)
+        got += enumerate(entries, first)
+        after = first + len(entries) - 1
+    return got
+
+
+def test_offsets_are_counted_from_one() -> None:
+    log = Log()
+    assert log.top == 0
+    assert [log.append(Message(text)) for text in "abc"] == [1, 2, 3]
+    assert (log.start, log.top, len(log)) == (1, 3, 3)
+
+
+def test_a_reader_gets_what_stands_behind_its_cursor() -> None:
+    assert filled(5).read(3) == (4, [Message("4"), Message("5")])
+
+
+def test_a_reader_at_the_top_gets_nothing() -> None:
+    assert filled(5).read(5) == (6, [])
+    assert Log().read(0) == (1, [])
+
+
+def test_the_oldest_give_way_to_the_newest() -> None:
+    log = filled(5, max_messages=2)
+    assert (log.start, log.top, len(log)) == (4, 5, 2)
+
+
+def test_bytes_are_a_bound_as_well() -> None:
+    log = Log(max_bytes=1000)
+    for _ in range(100):
+        log.append(Message("x" * 100))
+    assert log.size <= 1000
+    assert log.top == 100
+    assert len(log) > 3
+
+
+def test_empty_messages_are_bounded_by_bytes_too() -> None:
+    log = Log(max_messages=10**9, max_bytes=10_000)
+    for _ in range(1000):
+        log.append(Message(""))
+    assert len(log) < 1000
+
+
+def test_the_newest_message_is_kept_however_large() -> None:
+    log = filled(3, max_bytes=1000)
+    log.append(Message("x" * 5000))
+    assert log.read(3) == (4, [Message("x" * 5000)])
+    assert len(log) == 1
+
+
+def test_what_a_reader_missed_is_one_gap_in_the_place_of_the_last_lost() -> None:
+    log = filled(10, max_messages=3)
+    first, entries = log.read(2)
+    assert first == 7
+    assert texts(entries) == ["gap 5", "8", "9", "10"]
+
+
+def test_a_reader_just_at_the_edge_has_missed_nothing() -> None:
+    assert texts(filled(10, max_messages=3).read(7)[1]) == ["8", "9", "10"]
+
+
+def test_the_position_after_a_gap_leads_on_without_another() -> None:
+    log = filled(10, max_messages=3)
+    first, _ = log.read(2)
+    assert texts(log.read(first)[1]) == ["8", "9", "10"]
+
+
+def test_a_log_of_latest_values_skips_without_a_gap() -> None:
+    log = Log(max_messages=1, when_behind="latest")
+    for number in range(5):
+        log.append(Message(number))
+    assert log.read(0) == (5, [Message(4)])
+    assert log.read(-1) == (5, [Message(4)])
+
+
+def test_a_position_of_another_epoch_is_lost() -> None:
+    log = filled(3)
+    assert log.cursor({log.epoch: 2}) == 2
+    cursor = log.cursor({"another": 2})
+    assert texts(log.read(cursor)[1]) == ["gap None", "1", "2", "3"]
+
+
+def test_a_position_above_the_top_is_lost_and_not_in_the_future() -> None:
+    log = filled(3)
+    assert texts(log.read(log.cursor({log.epoch: 4}))[1]) == ["gap None", "1", "2", "3"]
+
+
+def test_a_lost_reader_of_an_empty_log_is_told_of_the_gap_at_once() -> None:
+    log = Log()
+    assert log.read(log.cursor({"another": 7})) == (0, [Gap(None)])
+
+
+def test_no_epoch_is_not_any_epoch() -> None:
+    log = filled(3)
+    assert log.cursor({"": 2}) != 2
+    assert log.cursor({}) != 2
+
+
+def test_two_logs_never_share_an_epoch() -> None:
+    assert len({Log().epoch for _ in range(1000)}) == 1000
+
+
+def test_a_long_way_is_read_in_runs() -> None:
+    log = filled(5000)
+    _, entries = log.read(0)
+    assert 0 < len(entries) < 5000
+    assert [offset for offset, _ in read_all(log, 0)] == list(range(1, 5001))
+
+
+def test_large_messages_make_short_runs() -> None:
+    log = Log()
+    for _ in range(20):
+        log.append(Message("x" * 100_000))
+    assert len(log.read(0)[1]) <= 2
+
+
+def test_bytes_are_made_once_for_all_readers_at_the_same_place() -> None:
+    made: list[int] = []
+
+    def encode(log: Log, first: int, entries: list[Entry]) -> bytes:
+        made.append(first)
+        return ",".join(texts(entries)).encode()
+
+    log = filled(3)
+    assert [log.encoded(encode, 1) for _ in range(1000)] == [(b"2,3", 3)] * 1000
+    assert made == [2]
+    log.append(Message("4"))
+    assert log.encoded(encode, 1) == (b"2,3,4", 4)
+    assert log.encoded(encode, 3) == (b"4", 4)
+    assert made == [2, 2, 4]
+
+
+def test_what_is_shared_is_bounded_however_many_places_readers_stand_at() -> None:
+    log = filled(1000)
+    for after in range(1000):
+        log.encoded(lambda log, first, entries: first, after)
+    assert len(log._shared) <= 32
+
+
+@pytest.mark.parametrize("bounds", [{"max_messages": 0}, {"max_bytes": 0}, {"when_behind": "wait"}])
+def test_bounds_that_hold_nothing_are_refused(bounds: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least one|when_behind"):
+        Log(**bounds)
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 500),
+    st.lists(st.one_of(st.text(max_size=40), st.just(None)), max_size=60),
+    st.integers(-1, 70),
+)
+def test_a_log_behaves_like_a_list_that_forgets_its_beginning(
+    max_messages: int, max_bytes: int, given_texts: list[str | None], after: int
+) -> None:
+    log = Log(max_messages=max_messages, max_bytes=max_bytes)
+    everything: list[Entry] = [Gap() if text is None else Message(text) for text in given_texts]
+    for entry in everything:
+        log.append(entry)
+    assert log.top == len(everything)
+    assert len(log) <= max_messages
+    assert log.size <= max_bytes or len(log) == 1
+    kept = list(enumerate(everything, 1))[log.start - 1 :]
+    got = read_all(log, after)
+    if after >= log.top:
+        assert got == []
+    elif after < log.start - 1:
+        assert got[0] == (log.start - 1, Gap(None if after == -1 else log.start - 1 - after))
+        assert got[1:] == kept
+    else:
+        assert got == [(offset, entry) for offset, entry in kept if offset > after]
+    assert [offset for offset, _ in got] == list(itertools.islice(itertools.count(got[0][0] if got else 0), len(got)))
