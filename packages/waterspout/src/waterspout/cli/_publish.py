@@ -23,7 +23,8 @@ from ._options import fail, option, redis_option, say, url_option
 MAX_BATCH: Final = 500
 """Lines sent together: what has come while the batch before was under way, at most this many."""
 
-MAX_BATCH_BYTES: Final = 256 * 1024
+MAX_BATCH_BYTES: Final = 128 * 1024
+"""A longer line goes alone. Even if JSON escapes all of it, a batch stays below what a server takes at once."""
 
 MAX_WAITING: Final = 2 * MAX_BATCH
 """Lines read ahead; beyond them standard input waits, and so does whoever writes to it."""
@@ -31,6 +32,10 @@ MAX_WAITING: Final = 2 * MAX_BATCH
 
 class Refused(Exception):
     """The other side understood, and will not have it: trying again is no use."""
+
+
+class TooLarge(Refused):
+    """The message is larger than the other side takes; the next one may not be."""
 
 
 class Away(Exception):
@@ -102,9 +107,16 @@ async def _publish(
 ) -> None:
     target: Target = RedisTarget(redis, channel, event) if redis else ServerTarget(url, channel, event)
     progress = Progress(channel)
+    left_out = 0
     try:
         async for batch in _batches(message, as_json):
-            await _deliver(target, batch, progress, retry_for)
+            try:
+                await _deliver(target, batch, progress, retry_for)
+            except TooLarge as error:
+                say(f"{error}; left out: {str(batch[0])[:60]!r}…")
+                left_out += 1
+        if left_out:
+            raise Refused(f"left out {left_out} too large for the server")
     finally:
         progress.report()
         await target.aclose()
@@ -163,6 +175,8 @@ class ServerTarget:
         if response.code != 200:
             answer = _answer(response)
             explanation = f"{self._url} answered {response.code}: {answer.get('error', response.reason)}"
+            if response.code == 413:
+                raise TooLarge(explanation)
             if response.code < 500 and response.code != 429:
                 raise Refused(explanation)
             raise Away(explanation, sent=int(answer.get("published", 0)))
@@ -249,20 +263,25 @@ class _Lines:
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
         self._room = threading.BoundedSemaphore(MAX_WAITING)
+        self._held: str | None = None  # the line that the batch before had no room for
         threading.Thread(target=self._read, daemon=True).start()
 
     async def take(self) -> list[str]:
         """Some lines, at least one; none when the input has ended."""
         lines: list[str] = []
         size = 0
-        while len(lines) < MAX_BATCH and size < MAX_BATCH_BYTES and (not lines or not self._lines.empty()):
-            line = await self._lines.get()
+        while len(lines) < MAX_BATCH and (not lines or self._held is not None or not self._lines.empty()):
+            line = self._held if self._held is not None else await self._lines.get()
+            self._held = None
             if line is None:
                 self._lines.put_nowait(None)
                 break
-            self._room.release()
+            if lines and size + len(line) > MAX_BATCH_BYTES:
+                self._held = line
+                break
             lines.append(line)
             size += len(line)
+            self._room.release()
         return lines
 
     def _read(self) -> None:

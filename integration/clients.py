@@ -1,0 +1,90 @@
+"""Clients from the standard library and from others: what a browser, curl or redis-cli would see."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import urllib.request
+from typing import Any, Final
+from urllib.error import HTTPError
+from urllib.parse import quote, urlsplit
+
+DEADLINE: Final = 20.0
+
+
+class EventStream:
+    """A reader of server-sent events as plain as curl: the standard library's HTTP client."""
+
+    def __init__(self, url: str, *, last_event_id: str | None = None) -> None:
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.netloc, timeout=DEADLINE)
+        headers = {"Accept": "text/event-stream"}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = last_event_id
+        self._connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
+        self.response = self._connection.getresponse()
+        self.last_id: str | None = last_event_id
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cut()
+
+    def cut(self) -> None:
+        """Go away without a word, as a closing laptop lid does."""
+        self._connection.close()
+        self.response.close()
+
+    def next(self) -> dict[str, str] | None:
+        """The next event with its fields; None when the stream has ended."""
+        fields: dict[str, str] = {}
+        while line := self.response.readline().decode():
+            line = line.rstrip("\n")
+            if not line and "data" in fields:
+                self.last_id = fields.get("id", self.last_id)
+                return fields
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data" and "data" in fields:
+                fields["data"] += "\n" + value
+            elif name:
+                fields[name] = value
+            else:
+                fields.clear()
+        return None
+
+    def data(self, count: int) -> list[str]:
+        """The data of the next `count` events."""
+        events = [self.next() for _ in range(count)]
+        return [event["data"] if event else "the stream has ended" for event in events]
+
+
+def request(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    """The status and the JSON of an answer; a POST if there is a `body`."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    asked = urllib.request.Request(url, data=body, headers=named, method="GET" if body is None else "POST")
+    try:
+        with urllib.request.urlopen(asked, timeout=DEADLINE) as response:
+            return response.status, json.load(response)
+    except HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def publish(url: str, channel: str, text: str, event: str | None = None) -> str:
+    """Publish `text` by `POST`; the message's id."""
+    query = f"?event={quote(event)}" if event else ""
+    status, answer = request(f"{url}/channels/{quote(channel, safe='')}{query}", text.encode(), Content_Type="text/plain")
+    assert status == 200, answer
+    assert answer["channel"] == channel
+    return str(answer["id"])
+
+
+def redis_command(port: int, *args: str) -> bytes:
+    """What a Redis answers to one command: a foreign program, with nothing but a socket."""
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as connection:
+        encoded = [arg.encode() for arg in args]
+        connection.sendall(b"*%d\r\n" % len(args) + b"".join(b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in encoded))
+        return connection.recv(65536)

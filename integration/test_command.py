@@ -1,0 +1,225 @@
+"""`waterspout publish` and `waterspout tail`, as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+from tornado.websocket import websocket_connect
+
+from integration.clients import DEADLINE, EventStream, publish
+from integration.conftest import Command, Serve, ServerProcess
+
+LINES: Final = 10_000
+
+StartCommand = Callable[..., Command]
+
+
+@pytest.fixture
+def server(serve: Serve) -> ServerProcess:
+    return serve()
+
+
+@pytest.fixture
+def access_log(tmp_path: Path) -> Path:
+    """A log of 10,000 lines, as a web server writes it: with what real ones hold, quotes and umlauts included."""
+    path = tmp_path / "access.log"
+    with path.open("w") as log:
+        for number in range(LINES):
+            query = "ü" * (number % 7) + "x" * (number % 211)
+            log.write(f'192.0.2.{number % 256} - - [21/Nov/2026:10:00:00 +0000] "GET /{number}?q={query}" 200 {number}\n')
+    return path
+
+
+def run(*args: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "waterspout", *args], input=text, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_one_message_is_published_and_counted(server: ServerProcess) -> None:
+    with EventStream(f"{server.url}/events?channel=news") as events:
+        result = run("publish", "news", "hello", "--url", server.url, "--event", "greeting")
+        assert (result.returncode, result.stderr) == (0, "waterspout: sent 1 message to news\n")
+        event = events.next()
+    assert event is not None
+    assert (event["event"], event["data"]) == ("greeting", "hello")
+
+
+def test_json_is_published_as_json(server: ServerProcess) -> None:
+    with EventStream(f"{server.url}/events?channel=news&format=json") as events:
+        assert run("publish", "news", "--json", "--url", server.url, text='{"a": 1}\n7\n').returncode == 0
+        assert [json.loads(data)["data"] for data in events.data(2)] == [{"a": 1}, 7]
+
+
+def test_a_log_of_ten_thousand_lines_arrives_complete_and_in_order(server: ServerProcess, access_log: Path) -> None:
+    lines = access_log.read_text().splitlines()
+
+    async def websocket_lines() -> list[str]:
+        address = f"{server.url.replace('http', 'ws')}/ws?channel=logs"
+        connection = await websocket_connect(address)
+        with EventStream(f"{server.url}/events?channel=logs") as events, access_log.open() as log:
+            publishing = subprocess.Popen(
+                [sys.executable, "-m", "waterspout", "publish", "logs", "--url", server.url],
+                stdin=log,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            reading = asyncio.to_thread(events.data, LINES)
+            async with asyncio.timeout(60):
+                got = [json.loads(await connection.read_message() or "null")["data"] for _ in range(LINES)]
+                assert await reading == lines
+            _, said = await asyncio.to_thread(publishing.communicate)
+        assert f"sent {LINES} messages to logs" in said
+        connection.close()
+        return got
+
+    assert asyncio.run(websocket_lines()) == lines
+
+
+def test_lines_are_published_as_they_come_and_not_at_the_end(server: ServerProcess) -> None:
+    with EventStream(f"{server.url}/events?channel=logs") as events:
+        writing = subprocess.Popen(
+            [sys.executable, "-m", "waterspout", "publish", "logs", "--url", server.url],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert writing.stdin is not None
+        for line in ("first", "second"):
+            writing.stdin.write(line + "\n\n")
+            writing.stdin.flush()
+            assert events.data(1) == [line]
+        _, said = writing.communicate(timeout=DEADLINE)
+    assert said == "waterspout: sent 2 messages to logs\n"
+
+
+def test_lines_are_kept_while_the_server_is_away(server: ServerProcess, command: StartCommand, access_log: Path) -> None:
+    server.stop()
+    with access_log.open() as log:
+        publishing = command("publish", "logs", "--url", server.url, stdin=log)
+        publishing.until(lambda: "trying again" in publishing.err, "noticing that the server is away")
+        server.start()
+        assert publishing.wait() == 0
+    assert f"sent {LINES} messages to logs" in publishing.err
+    # A log keeps the last 1,000: every one of them is there, in order.
+    with EventStream(f"{server.url}/events?channel=logs&last_event_id=0123456789-0") as events:
+        assert (events.next() or {})["event"] == "gap"
+        assert events.data(1000) == access_log.read_text().splitlines()[-1000:]
+
+
+def test_a_server_that_stays_away_is_given_up_with_a_clear_line(free_port: int) -> None:
+    result = run("publish", "a", "b", "--url", f"http://127.0.0.1:{free_port}", "--retry-for", "0.3")
+    assert result.returncode == 1
+    assert "given up after 0.3 s" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("publish", "two words", "x"), "white space"),
+        (("publish", "a", ""), "empty"),
+        (("publish", "a", "x", "--event", "gap"), "reserved"),
+        (("publish", "a", "{", "--json"), "not JSON"),
+        (("publish", "a", "x", "--url", "localhost"), "--url"),
+        (("publish", "a", "x", "--redis", "http://localhost"), "redis://"),
+        (("tail", "two words"), "white space"),
+        (("tail", "a", "--last-event-id", "nonsense"), "nonsense"),
+        (("tail",), "CHANNEL"),
+    ],
+)
+def test_a_command_that_cannot_be_done_says_why(args: tuple[str, ...], said: str) -> None:
+    result = run(*args)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_line_too_large_is_left_out_with_the_servers_words_and_the_others_arrive(server: ServerProcess) -> None:
+    lines = ["small", "x" * 600_000, "y" * 600_000, "z" * 2_000_000, "end"]
+    with EventStream(f"{server.url}/events?channel=a") as events:
+        result = run("publish", "a", "--url", server.url, text="\n".join(lines))
+        assert events.data(4) == [*lines[:3], "end"]
+    assert result.returncode == 2
+    assert "1048576 bytes; left out: 'zzz" in result.stderr
+    assert "sent 4 messages to a" in result.stderr
+
+
+def subscribed(server: ServerProcess, channel: str, tailing: Command) -> None:
+    """Wait until `tailing` is known to the server, and publish something that it prints."""
+    tailing.until(lambda: publish(server.url, channel, "are you there?") and tailing.out, "the first message")
+
+
+def test_tail_prints_messages_as_they_come(server: ServerProcess, command: StartCommand) -> None:
+    tailing = command("tail", "news", "--url", server.url)
+    subscribed(server, "news", tailing)
+    publish(server.url, "news", "grüße")
+    tailing.until(lambda: tailing.out.endswith("grüße\n"), "printing the message")
+    tailing.process.send_signal(signal.SIGINT)
+    assert tailing.wait() == 130
+    assert not tailing.err
+
+
+def test_tail_prints_whole_objects_of_several_channels(server: ServerProcess, command: StartCommand) -> None:
+    tailing = command("tail", "a", "b", "--json", "--url", server.url)
+    subscribed(server, "a", tailing)
+    id = publish(server.url, "b", "text", event="goal")
+    tailing.until(lambda: '"goal"' in tailing.out, "printing the message")
+    message = json.loads(tailing.out.splitlines()[-1])
+    assert id in message.pop("id")
+    assert message == {"channel": "b", "event": "goal", "data": "text"}
+
+
+def test_tail_resumes_after_a_break_and_loses_and_repeats_nothing(server: ServerProcess, command: StartCommand) -> None:
+    tailing = command("tail", "news", "--url", server.url)
+    subscribed(server, "news", tailing)
+    for number in range(100):
+        publish(server.url, "news", str(number))
+        if number % 30 == 10:
+            # SIGSTOP: the connection stays, and is read from again; the restart below cuts it.
+            tailing.process.send_signal(signal.SIGSTOP)
+        if number % 30 == 20:
+            tailing.process.send_signal(signal.SIGCONT)
+    tailing.process.send_signal(signal.SIGCONT)
+    tailing.until(lambda: tailing.out.endswith("\n99\n"), "the hundredth message")
+    server.stop()
+    tailing.until(lambda: "trying again" in tailing.err, "noticing the break")
+    server.start()
+    for number in range(100, 110):
+        publish(server.url, "news", str(number))
+    tailing.until(lambda: tailing.out.endswith("\n109\n"), "the last message")
+    printed = [line for line in tailing.out.splitlines() if line.isdecimal()]
+    assert printed == [str(number) for number in range(110)]
+    assert "some message(s) of news are lost" in tailing.err
+
+
+def test_tail_goes_on_behind_an_id(server: ServerProcess, command: StartCommand) -> None:
+    ids = [publish(server.url, "news", text) for text in ("a", "b", "c")]
+    tailing = command("tail", "news", "--url", server.url, "--last-event-id", ids[0])
+    tailing.until(lambda: tailing.out == "b\nc\n", "printing what came behind")
+
+
+def test_tail_ends_quietly_when_nobody_reads_it_any_more(server: ServerProcess) -> None:
+    tailing = subprocess.Popen(
+        f'"{sys.executable}" -m waterspout tail news --url {server.url} --last-event-id 0123456789-0 | head -n 1',
+        shell=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(1000):
+        publish(server.url, "news", "line")
+        if tailing.poll() is not None:
+            break
+    out, err = tailing.communicate(timeout=DEADLINE)
+    assert out == "line\n"
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err

@@ -1,0 +1,232 @@
+"""The push server on its in-process broker, as its users meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from tornado.httpclient import HTTPClientError
+from tornado.websocket import websocket_connect
+
+from integration.clients import DEADLINE, EventStream, publish, request
+from integration.conftest import Serve, ServerProcess
+
+
+@pytest.fixture
+def server(serve: Serve) -> ServerProcess:
+    return serve()
+
+
+def test_a_published_message_arrives_with_its_event_id_and_data(server: ServerProcess) -> None:
+    with EventStream(f"{server.url}/events?channel=news") as events:
+        assert events.response.status == 200
+        assert events.response.getheader("Content-Type", "").startswith("text/event-stream")
+        id = publish(server.url, "news", "two\nlines", event="goal")
+        assert events.next() == {"event": "goal", "data": "two\nlines", "id": id}
+
+
+def test_several_channels_come_on_one_stream(server: ServerProcess) -> None:
+    with EventStream(f"{server.url}/events?channel=a&channel=b&format=json") as events:
+        for channel in "abc":
+            publish(server.url, channel, channel.upper())
+        publish(server.url, "a", "end")
+        got = [json.loads(data) for data in events.data(3)]
+    assert [(message["channel"], message["data"]) for message in got] == [("a", "A"), ("b", "B"), ("a", "end")]
+
+
+def test_a_websocket_gets_one_json_object_a_message(server: ServerProcess) -> None:
+    async def use() -> list[Any]:
+        connection = await websocket_connect(f"{server.url.replace('http', 'ws')}/ws?channel=a&channel=b")
+        await asyncio.to_thread(publish, server.url, "a", "text")
+        await asyncio.to_thread(
+            request, f"{server.url}/channels/b?event=goal", b'{"home": [1]}', Content_Type="application/json"
+        )
+        async with asyncio.timeout(DEADLINE):
+            messages = [json.loads(await connection.read_message() or "null") for _ in range(2)]
+        connection.close()
+        return messages
+
+    first, second = asyncio.run(use())
+    assert first == {"channel": "a", "data": "text", "id": first["id"]}
+    assert second == {"channel": "b", "event": "goal", "data": {"home": [1]}, "id": second["id"]}
+
+
+@pytest.mark.parametrize("way", ["header", "query"])
+def test_a_cut_subscriber_resumes_and_nothing_is_lost_or_repeated(server: ServerProcess, way: str) -> None:
+    url = f"{server.url}/events?channel=a&channel=b"
+    got: list[str] = []
+    last_id: str | None = None
+    sent = [f"{channel}{number}" for number in range(30) for channel in "ab"]
+    waiting = iter(sent)
+    for _ in range(10):
+        resumed = f"{url}&last_event_id={last_id}" if last_id and way == "query" else url
+        with EventStream(resumed, last_event_id=last_id if way == "header" else None) as events:
+            for text in (next(waiting), next(waiting)):
+                publish(server.url, text[0], text)
+            # Two more than are read: they are on their way, or not, when the connection is cut.
+            missing = len(sent[: sent.index(text) + 1]) - len(got)
+            got += events.data(missing)
+            for text in (next(waiting), next(waiting)):
+                publish(server.url, text[0], text)
+            last_id = events.last_id
+        for text in (next(waiting), next(waiting)):
+            publish(server.url, text[0], text)
+    with EventStream(url, last_event_id=last_id) as events:
+        got += events.data(len(sent) - len(got))
+    for channel in "ab":
+        assert [text for text in got if text[0] == channel] == [text for text in sent if text[0] == channel]
+
+
+def test_a_position_the_server_does_not_know_is_one_gap_and_then_goes_on(server: ServerProcess) -> None:
+    publish(server.url, "a", "kept")
+    with EventStream(f"{server.url}/events?channel=a", last_event_id="0123456789-7") as events:
+        gap = events.next()
+        assert gap is not None
+        assert (gap["event"], json.loads(gap["data"])) == ("gap", {"missed": None})
+        assert events.data(1) == ["kept"]
+
+
+def test_a_restarted_server_tells_a_gap_and_loses_nothing_of_its_new_life(server: ServerProcess) -> None:
+    with EventStream(f"{server.url}/events?channel=a") as events:
+        publish(server.url, "a", "before")
+        assert events.data(1) == ["before"]
+    assert server.stop() == 0
+    server.start()
+    publish(server.url, "a", "after")
+    with EventStream(f"{server.url}/events?channel=a", last_event_id=events.last_id) as events:
+        assert (events.next() or {}).get("event") == "gap"
+        assert events.data(1) == ["after"]
+
+
+BAD_REQUESTS = [
+    ("/events", None, 400, "channel"),
+    ("/events?channel=", None, 400, "name"),
+    ("/events?channel=two%20words", None, 400, "white space"),
+    ("/events?channel=" + "x" * 300, None, 400, "255 bytes"),
+    ("/events?channel=a&last_event_id=nonsense", None, 400, "last_event_id"),
+    ("/events?channel=a&format=xml", None, 400, "format"),
+    ("/ws", None, 426, "WebSocket"),
+    ("/channels/a", b"", 400, "empty"),
+    ("/channels/a", b"\xff", 400, "UTF-8"),
+    ("/channels/two%20words", b"x", 400, "white space"),
+    ("/channels/a?event=gap", b"x", 400, "reserved"),
+    ("/channels/a", b"x" * (1024 * 1024 + 1), 413, "1048576 bytes"),
+    ("/nowhere", None, 404, "/nowhere"),
+    ("/events", b"x", 405, "Method Not Allowed"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "said"), BAD_REQUESTS)
+def test_a_bad_request_is_told_what_was_wrong(
+    server: ServerProcess, path: str, body: bytes | None, status: int, said: str
+) -> None:
+    answered, answer = request(server.url + path, body, Content_Type="text/plain")
+    assert answered == status
+    assert said in answer["error"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"NaN", b'"\\ud800"', b"[" * 100_000])
+def test_bad_json_is_refused(server: ServerProcess, body: bytes) -> None:
+    status, answer = request(f"{server.url}/channels/a", body, Content_Type="application/json")
+    assert (status, answer["error"].startswith("the body")) == (400, True)
+
+
+@pytest.mark.parametrize("query", ["", "?channel=two%20words", "?channel=a&last_event_id=nonsense"])
+def test_a_bad_websocket_request_is_refused_before_the_upgrade(server: ServerProcess, query: str) -> None:
+    async def use() -> HTTPClientError:
+        with pytest.raises(HTTPClientError) as refused:
+            await websocket_connect(f"{server.url.replace('http', 'ws')}/ws{query}")
+        return refused.value
+
+    error = asyncio.run(use())
+    assert error.code == 400
+    assert error.response is not None
+    assert json.loads(error.response.body)["error"]
+
+
+def test_active_channels_are_listed_with_their_subscribers(server: ServerProcess) -> None:
+    publish(server.url, "quiet", "x")
+    with EventStream(f"{server.url}/events?channel=news"), EventStream(f"{server.url}/events?channel=news"):
+        status, answer = request(f"{server.url}/channels")
+        assert status == 200
+        assert {row["channel"]: row["subscribers"] for row in answer["channels"]} == {"news": 2, "quiet": 0}
+
+
+def test_a_gone_subscriber_is_not_counted_any_more(server: ServerProcess) -> None:
+    events = EventStream(f"{server.url}/events?channel=news")
+    events.cut()
+    for _ in range(1000):
+        _, answer = request(f"{server.url}/channels")
+        if answer["channels"][0]["subscribers"] == 0:
+            return
+    pytest.fail(f"still there: {answer}")
+
+
+def test_it_is_healthy(server: ServerProcess) -> None:
+    assert request(f"{server.url}/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_cleanly_and_its_subscribers_streams_end_in_order(
+    server: ServerProcess, signal_number: signal.Signals
+) -> None:
+    with EventStream(f"{server.url}/events?channel=news") as events:
+        publish(server.url, "news", "last words")
+        assert server.stop(signal_number) == 0
+        assert events.data(1) == ["last words"]
+        assert events.next() is None
+    assert "has stopped" in server.output()
+
+
+def test_its_options_are_variables_too(serve: Serve, free_port: int) -> None:
+    server = serve(environment={"WATERSPOUT_LOG_LEVEL": "warning", "WATERSPOUT_DEMO": "1"})
+    with EventStream(f"{server.url}/events?channel=demo.load") as events:
+        assert json.loads(events.data(1)[0])["cpu_percent"] >= 0
+    assert "tornado.access" not in server.output()
+
+
+def test_the_demo_publishes_what_this_machine_does(serve: Serve) -> None:
+    server = serve("--demo", "--loop", "asyncio")
+    assert "loop: asyncio" in server.output()
+    with EventStream(f"{server.url}/events?channel=demo.memory&channel=demo.network&format=json") as events:
+        got = {message["channel"]: message["data"] for message in map(json.loads, events.data(2))}
+    assert got["demo.memory"]["total_bytes"] > got["demo.memory"]["used_bytes"] > 0
+    assert got["demo.network"]["received_bytes_per_second"] >= 0
+
+
+def refused_to_serve(*args: str) -> str:
+    """What `waterspout serve` says when it exits with status 2."""
+    result = subprocess.run(
+        [sys.executable, "-m", "waterspout", "serve", *args], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert result.returncode == 2, result
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused_to_serve("--port", str(port))
+    assert f"port {port} on 127.0.0.1 is taken" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--redis", "localhost:6379"), "localhost:6379"),
+        (("--redis", "redis://localhost:nope"), "nope"),
+        (("--redis", "redis://localhost/seven"), "seven"),
+        (("--host", "203.0.113.7"), "no address of this machine"),
+        (("--port", "70000"), "70000"),
+    ],
+)
+def test_what_cannot_be_served_is_one_clear_line(args: tuple[str, ...], said: str) -> None:
+    assert said in refused_to_serve("--port", "0", *args)
