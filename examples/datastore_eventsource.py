@@ -5,6 +5,7 @@ import random
 
 from tornado.ioloop import PeriodicCallback
 from tornado.web import Application
+
 from waterspout import DataStore, EventSource
 
 store = DataStore()

@@ -8,6 +8,7 @@ import asyncio
 import sys
 
 from tornado.web import Application
+
 from waterspout import Channels, EventSource, PublishHandler, WebSocketSubscriber
 
 

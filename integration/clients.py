@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
+import threading
 import urllib.request
 from typing import Any, Final
 from urllib.error import HTTPError
@@ -22,7 +24,7 @@ class EventStream:
         headers = {"Accept": "text/event-stream"}
         if last_event_id is not None:
             headers["Last-Event-ID"] = last_event_id
-        self._connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
+        self._connection.request("GET", f"{parts.path or '/'}?{parts.query}", headers=headers)
         self.response = self._connection.getresponse()
         self.last_id: str | None = last_event_id
 
@@ -61,6 +63,48 @@ class EventStream:
         return [event["data"] if event else "the stream has ended" for event in events]
 
 
+class Proxy:
+    """A TCP proxy whose connections can be cut while both ends live."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End every connection that there is."""
+        cut, self._open = self._open, []
+        for end in cut:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._open += (near, far)
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                sink.sendall(piece)
+            sink.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+
 def request(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     """The status and the JSON of an answer; a POST if there is a `body`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -76,7 +120,9 @@ def request(url: str, body: bytes | None = None, **headers: str) -> tuple[int, A
 def publish(url: str, channel: str, text: str, event: str | None = None) -> str:
     """Publish `text` by `POST`; the message's id."""
     query = f"?event={quote(event)}" if event else ""
-    status, answer = request(f"{url}/channels/{quote(channel, safe='')}{query}", text.encode(), Content_Type="text/plain")
+    status, answer = request(
+        f"{url}/channels/{quote(channel, safe='')}{query}", text.encode(), Content_Type="text/plain"
+    )
     assert status == 200, answer
     assert answer["channel"] == channel
     return str(answer["id"])

@@ -124,7 +124,9 @@ class Command:
         limit = time.monotonic() + DEADLINE
         while not condition():
             if time.monotonic() > limit:
-                pytest.fail(f"{what} did not happen (exit status {self.process.poll()}):\n{self.out[-2000:]}\n{self.err}")
+                pytest.fail(
+                    f"{what} did not happen (exit status {self.process.poll()}):\n{self.out[-2000:]}\n{self.err}"
+                )
             time.sleep(0.01)
 
     def wait(self) -> int:

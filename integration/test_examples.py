@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from integration.clients import DEADLINE, EventStream, request
+from integration.clients import DEADLINE, EventStream, redis_command, request
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -31,20 +31,27 @@ def running(name: str, port: int, *args: str) -> Iterator[str]:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        url = f"http://127.0.0.1:{port}"
-        limit = time.monotonic() + DEADLINE
-        while True:
-            try:
-                request(f"{url}/there-is-no-such-page")
-            except (urllib.error.URLError, ConnectionError):
+        try:
+            url = f"http://127.0.0.1:{port}"
+            limit = time.monotonic() + DEADLINE
+            while not _answers(url):
                 if process.poll() is not None or time.monotonic() > limit:
                     process.kill()
                     pytest.fail(f"{name} does not listen: {process.communicate()[0]}")
                 time.sleep(0.02)
-            except ValueError:  # an answer, though not in JSON
-                break
-        yield url
-        process.kill()
+            yield url
+        finally:
+            process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        request(f"{url}/there-is-no-such-page")
+    except (urllib.error.URLError, ConnectionError):
+        return False
+    except ValueError:  # an answer, though not in JSON
+        return True
+    return True
 
 
 def run(name: str, *args: str) -> str:
@@ -64,11 +71,34 @@ def test_a_data_store_and_an_event_source_in_ten_lines(free_port: int) -> None:
 
 
 def test_channels_in_an_application_of_ones_own(free_port: int, redis_server: Any) -> None:
-    with running("own_application.py", free_port, redis_server.url) as url:
-        with EventStream(f"{url}/live?channel=scores") as events:
-            status, answer = request(f"{url}/publish/scores", "Malmö 1:0 Gent".encode())
-            assert (status, answer["channel"]) == (200, "scores")
-            assert events.data(1) == ["Malmö 1:0 Gent"]
+    with (
+        running("own_application.py", free_port, redis_server.url) as url,
+        EventStream(f"{url}/live?channel=scores") as events,
+    ):
+        status, answer = request(f"{url}/publish/scores", "Malmö 1:0 Gent".encode())
+        assert (status, answer["channel"]) == (200, "scores")
+        assert events.data(1) == ["Malmö 1:0 Gent"]
+
+
+def test_one_command_to_redis_and_its_answer(redis_server: Any) -> None:
+    assert run("redis_ping.py", redis_server.url) == "PONG\n"
+
+
+def test_a_pipeline_is_one_round_trip_and_one_list(redis_server: Any) -> None:
+    assert run("redis_pipeline.py", redis_server.url) == "['OK', 'value', 1]\n"
+
+
+def test_a_listener_prints_what_is_published(redis_server: Any) -> None:
+    listening = [sys.executable, str(EXAMPLES / "redis_listen.py"), redis_server.url]
+    with subprocess.Popen(listening, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            limit = time.monotonic() + DEADLINE
+            while redis_command(redis_server.port, "PUBLISH", "news", "Hello") != b":1\r\n":
+                assert time.monotonic() < limit, "it never subscribed"
+            assert process.stdout is not None
+            assert process.stdout.readline() == "news Hello\n"
+        finally:
+            process.kill()
 
 
 def test_every_example_is_run_here() -> None:
@@ -77,9 +107,25 @@ def test_every_example_is_run_here() -> None:
         assert f'"{example.name}"' in source
 
 
-def test_the_readme_shows_what_is_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def code_blocks() -> list[Any]:
+    pages = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in pages
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    ]
+
+
+@pytest.mark.parametrize("block", code_blocks())
+def test_what_the_pages_show_is_an_example_or_runs_by_itself(block: str, redis_server: Any) -> None:
     programs = [re.sub(r'\A""".*?"""\n+', "", path.read_text(), flags=re.DOTALL) for path in EXAMPLES.glob("*.py")]
-    assert blocks
-    for block in blocks:
-        assert block in programs, f"no example is:\n{block}"
+    if block not in programs:
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-"],
+            input=block.replace("redis://localhost", redis_server.url),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr

@@ -203,7 +203,11 @@ def test_the_demo_publishes_what_this_machine_does(serve: Serve) -> None:
 def refused_to_serve(*args: str) -> str:
     """What `waterspout serve` says when it exits with status 2."""
     result = subprocess.run(
-        [sys.executable, "-m", "waterspout", "serve", *args], capture_output=True, text=True, timeout=DEADLINE, check=False
+        [sys.executable, "-m", "waterspout", "serve", *args],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
     assert result.returncode == 2, result
     assert "Traceback" not in result.stderr

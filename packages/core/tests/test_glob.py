@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from waterspout_core._glob import compile_glob
 
 MATCHES = [

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from waterspout_core import Entry, Gap, Log, Message
 
 
@@ -165,7 +166,7 @@ def test_what_is_shared_is_bounded_however_many_places_readers_stand_at() -> Non
 
 @pytest.mark.parametrize("bounds", [{"max_messages": 0}, {"max_bytes": 0}, {"when_behind": "wait"}])
 def test_bounds_that_hold_nothing_are_refused(bounds: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least one|when_behind"):
+    with pytest.raises(ValueError, match=r"at least one|when_behind"):
         Log(**bounds)
 
 

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+
 from waterspout_core import Envelope, MemoryBroker, MemoryPubSub, Message, open_pubsub
 
 

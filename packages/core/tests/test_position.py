@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from waterspout_core import BadPosition, Position, from_id, new_epoch, to_id
 
 positions = st.dictionaries(st.from_regex(r"[0-9a-z]{1,32}", fullmatch=True), st.integers(0, 10**18 - 1), min_size=1)
@@ -24,7 +25,22 @@ def test_an_id_for_a_hundred_channels_has_room() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "a-", "-1", "a-1,", "a-b", "a--1", "A-1", "a-1;b-2", "a-1\n", " a-1", "a-٣", "a-" + "1" * 19, "a-1," * 2000],
+    [
+        "",
+        "a",
+        "a-",
+        "-1",
+        "a-1,",
+        "a-b",
+        "a--1",
+        "A-1",
+        "a-1;b-2",
+        "a-1\n",
+        " a-1",
+        "a-٣",
+        "a-" + "1" * 19,
+        "a-1," * 2000,
+    ],
 )
 def test_what_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(BadPosition):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+
 from waterspout_core import (
     BadMessage,
     BaseStore,

@@ -22,6 +22,9 @@ from waterspout_core import (
 _GRACE: Final = 10.0
 """Seconds for which an opened store is nobody else's to close: whoever opened it is about to register."""
 
+_SWEEP: Final = 5.0
+"""Seconds between two looks at what may be closed; less where `linger` is short."""
+
 
 class Channels:
     """Many channels over one `PubSub`; a *source* of stores for handlers.
@@ -32,7 +35,7 @@ class Channels:
     A channel that nobody reads is kept for `linger` seconds after it was last used, so that a subscriber whose
     connection broke finds what it missed. There are never more than `max_channels`: a new one takes the place of the
     one unused for longest, or is refused with `TooManyChannels`. `max_messages` and `max_bytes` bound each
-    channel's log.
+    channel's log; when all logs together exceed `max_total_bytes`, those unused for longest go first.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Channels:
         max_channels: int = 10_000,
         max_messages: int = 1_000,
         max_bytes: int = 16 * MiB,
+        max_total_bytes: int = 256 * MiB,
     ) -> None:
         if isinstance(pubsub, str):
             pubsub = open_pubsub(pubsub, protocol=Envelope())
@@ -53,6 +57,7 @@ class Channels:
         self.namespace = namespace
         self.linger = linger
         self.max_channels = max_channels
+        self.max_total_bytes = max_total_bytes
         self._bounds = {"max_messages": max_messages, "max_bytes": max_bytes}
         self._stores: dict[str, ChannelStore] = {}  # by topic, the least recently used first
         self._used: dict[str, float] = {}
@@ -119,28 +124,40 @@ class Channels:
         store = ChannelStore(topic.removeprefix(self.namespace), self.pubsub, topic=topic, **self._bounds)
         store.subscribe()
         if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(self.linger / 2, self._sweep_idle)
+            self._sweep_later()
         return store
 
     def _make_room(self) -> None:
-        patience = min(_GRACE, self.linger)
-        for topic, store in self._stores.items():
-            if not store.subscribers and time.monotonic() - self._used[topic] >= patience:
-                self._close(topic)
-                return
+        for topic in self._idle(min(_GRACE, self.linger)):
+            self._close(topic)
+            return
         raise TooManyChannels(self.max_channels)
 
+    def _idle(self, seconds: float) -> list[str]:
+        """The channels without subscribers that were not used for `seconds`, the one unused for longest first."""
+        before = time.monotonic() - seconds
+        return [topic for topic, store in self._stores.items() if not store.subscribers and self._used[topic] <= before]
+
+    def _sweep_later(self) -> None:
+        self._sweep = asyncio.get_running_loop().call_later(min(_SWEEP, self.linger / 2), self._sweep_idle)
+
     def _sweep_idle(self) -> None:
-        """One timer for all channels: close those unused for `linger` seconds."""
+        """One timer for all channels: close those that are not to be kept any longer."""
         now = time.monotonic()
         for topic, store in tuple(self._stores.items()):
             if store.subscribers:
                 self._used[topic] = now
-            elif now - self._used[topic] >= self.linger:
-                self._close(topic)
+        for topic in self._idle(self.linger):
+            self._close(topic)
+        total = sum(store.log.size for store in self._stores.values())
+        for topic in self._idle(min(_GRACE, self.linger)):
+            if total <= self.max_total_bytes:
+                break
+            total -= self._stores[topic].log.size
+            self._close(topic)
         self._sweep = None
         if self._stores:
-            self._sweep = asyncio.get_running_loop().call_later(self.linger / 2, self._sweep_idle)
+            self._sweep_later()
 
     def _close(self, topic: str) -> None:
         self._stores.pop(topic).unsubscribe()

@@ -47,6 +47,9 @@ class PubSub(abc.ABC):
     def __contains__(self, client: object) -> bool:
         return client in self._clients
 
+    def start(self) -> None:  # noqa: B027  # a hook: a broker in this process has nothing to connect to
+        """Begin to connect now, where there is something to connect to, rather than when it is first needed."""
+
     # Subscribing takes effect at once and needs no awaiting; awaiting it waits for the broker's confirmation.
 
     @abc.abstractmethod

@@ -86,6 +86,7 @@ class Server:
         """Listen, and return the URL. Port 0 takes a free one. Raises `OSError`."""
         sockets = bind_sockets(port, host)
         self._http.add_sockets(sockets)
+        self.channels.pubsub.start()  # so that trouble with the broker is told at once
         name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{sockets[0].getsockname()[1]}"
 

@@ -79,8 +79,8 @@ def publish(
     \b
     tail -F access.log | waterspout publish logs
 
-    Empty lines are passed over. Messages are kept while the server is away for a moment; one that had been taken
-    when the connection broke may arrive twice.
+    Empty lines are passed over, bytes that are not UTF-8 are replaced. Messages are kept while the server is away for
+    a moment; one that had been taken when the connection broke may arrive twice.
     """
     try:
         check_channel(channel)

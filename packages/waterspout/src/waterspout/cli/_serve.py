@@ -21,6 +21,9 @@ from .._demo import publish_figures
 from ..server import Server
 from ._options import fail, option, redis_option
 
+KEEP_UNUSED: Final = 3600.0
+"""Seconds for which a channel's messages wait for somebody who comes back."""
+
 LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
 
 
@@ -44,7 +47,7 @@ def serve(host: str, port: int, redis: str | None, demo: bool, loop: str, log_le
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        channels = Channels(redis or "memory://")
+        channels = Channels(redis or "memory://", linger=KEEP_UNUSED)
     except ValueError as error:
         fail(str(error))
     factory = _loop_factory(loop)
