@@ -282,14 +282,42 @@ def test_a_cancelled_publisher_does_not_disturb_the_next() -> None:
     asyncio.run(use())
 
 
+class LatePubSub(MemoryPubSub):
+    """A broker far away: it confirms when the test says so."""
+
+    def subscribe(self, *channels: str) -> asyncio.Future[None]:
+        super().subscribe(*channels)
+        self.confirmation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return self.confirmation
+
+
 def test_who_registered_before_the_broker_confirmed_is_told_of_a_gap() -> None:
     async def use() -> list[Any]:
-        store = channel_store(MemoryBroker())
+        pubsub = LatePubSub(protocol=Envelope())
+        store = ChannelStore("news", pubsub)
         store.subscribe()
         reader = Reader(store)
+        pubsub.confirmation.set_result(None)
         return await reader.until(1)
 
     assert asyncio.run(use()) == [Gap()]
+
+
+@pytest.mark.parametrize("pubsub", [MemoryPubSub, LatePubSub])
+def test_who_registers_when_the_broker_has_confirmed_is_told_of_none(pubsub: type[MemoryPubSub]) -> None:
+    async def use() -> list[Any]:
+        broker = pubsub(protocol=Envelope())
+        store = ChannelStore("news", broker)
+        broker.add_client(lambda name, message: store.feed(message))
+        store.subscribe()
+        if isinstance(broker, LatePubSub):
+            broker.confirmation.set_result(None)
+        await store.ready()
+        reader = Reader(store)
+        store.submit("first")
+        return await reader.until(1)
+
+    assert asyncio.run(use()) == ["first"]
 
 
 def test_a_closed_channel_store_has_left_the_broker() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from waterspout_core import (
+    BrokerError,
     ChannelStore,
     Entry,
     Envelope,
@@ -61,6 +62,7 @@ class Channels:
         self._bounds = {"max_messages": max_messages, "max_bytes": max_bytes}
         self._stores: dict[str, ChannelStore] = {}  # by topic, the least recently used first
         self._used: dict[str, float] = {}
+        self._closed = False
         self._sweep: asyncio.TimerHandle | None = None
         pubsub.add_client(self._receive)
 
@@ -85,8 +87,10 @@ class Channels:
     def open(self, channel: str) -> ChannelStore:
         """The store of `channel`, subscribed at the broker (`await store.ready()` to have that confirmed).
 
-        Raises `BadChannel` and `TooManyChannels`.
+        Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`.
         """
+        if self._closed:
+            raise BrokerError("these channels are closed")
         topic = self.prefixed(check_channel(channel))
         # Taken out and put in again: the order is that of use.
         store = self._stores.pop(topic, None) or self._new(topic)
@@ -105,6 +109,7 @@ class Channels:
 
     async def aclose(self) -> None:
         """Close every channel and the broker's connections."""
+        self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -135,18 +140,29 @@ class Channels:
 
     def _idle(self, seconds: float) -> list[str]:
         """The channels without subscribers that were not used for `seconds`, the one unused for longest first."""
-        before = time.monotonic() - seconds
-        return [topic for topic, store in self._stores.items() if not store.subscribers and self._used[topic] <= before]
+        now = time.monotonic()
+        idle = [
+            topic
+            for topic, store in self._stores.items()
+            # Whoever waits for the broker to confirm is about to register.
+            if not store.subscribers
+            and now - self._used[topic] >= (seconds if store.subscribed else max(seconds, _GRACE))
+        ]
+        return sorted(idle, key=self._used.__getitem__)
+
+    @property
+    def _pause(self) -> float:
+        return max(min(_SWEEP, self.linger / 2), 0.1)
 
     def _sweep_later(self) -> None:
-        self._sweep = asyncio.get_running_loop().call_later(min(_SWEEP, self.linger / 2), self._sweep_idle)
+        self._sweep = asyncio.get_running_loop().call_later(self._pause, self._sweep_idle)
 
     def _sweep_idle(self) -> None:
         """One timer for all channels: close those that are not to be kept any longer."""
         now = time.monotonic()
         for topic, store in tuple(self._stores.items()):
             if store.subscribers:
-                self._used[topic] = now
+                self._used[topic] = now + self._pause  # in use until we look again
         for topic in self._idle(self.linger):
             self._close(topic)
         total = sum(store.log.size for store in self._stores.values())

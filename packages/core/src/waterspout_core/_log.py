@@ -55,6 +55,7 @@ class Log:
         "epoch",
         "max_bytes",
         "max_messages",
+        "top",
         "when_behind",
     )
 
@@ -81,6 +82,8 @@ class Log:
         self._entries: list[Entry | None] = []
         self._head = 0
         self._start = 1  # offset of the oldest entry kept
+        self.top = 0
+        """The offset of the newest entry; 0 if there never was one. Every reader looks here on every flush."""
         self._bytes = 0
         self._shared: dict[tuple[Encode[Any], int], tuple[Any, int]] = {}
 
@@ -99,11 +102,6 @@ class Log:
         return self._start
 
     @property
-    def top(self) -> int:
-        """The offset of the newest entry; 0 if there never was one."""
-        return self._start + len(self) - 1
-
-    @property
     def position(self) -> Position:
         """The place behind the newest entry."""
         return Position(self.epoch, self.top)
@@ -111,6 +109,7 @@ class Log:
     def append(self, entry: Entry) -> int:
         """Add `entry` as the newest, give up what is beyond the bounds, and return its offset."""
         self._entries.append(entry)
+        self.top += 1
         self._bytes += _cost(entry)
         if self._shared:
             self._shared.clear()

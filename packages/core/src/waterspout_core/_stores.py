@@ -188,6 +188,7 @@ class ChannelStore(BaseStore):
         self.topic = topic or channel  # the broker's name for the channel
         self.log = Log(max_messages=max_messages, max_bytes=max_bytes, channel=check_channel(channel))
         self._ready: asyncio.Future[None] | None = None
+        self._registered_early = False
         self._echoes: dict[Message, deque[asyncio.Future[Position | None]]] = {}
 
     @property
@@ -195,18 +196,22 @@ class ChannelStore(BaseStore):
         """Whether the broker has confirmed that it sends us the channel."""
         return self._ready is not None and self._ready.done() and not self._ready.cancelled()
 
-    def subscribe(self) -> None:
+    def register(self, subscriber: Subscriber) -> None:
+        # Who comes before the broker has confirmed misses what is published until then, and will be told.
+        self._registered_early |= not self.subscribed
+        super().register(subscriber)
+
+    def subscribe(self) -> asyncio.Future[None]:
         """Ask the broker for the channel; `ready` tells when it has agreed."""
         if self._ready is None:
             self._ready = asyncio.ensure_future(self.pubsub.subscribe(self.topic))
             self._ready.add_done_callback(self._confirmed)
+        return self._ready
 
     async def ready(self) -> None:
         """Return when the broker has confirmed the subscription. Raises `BrokerError` if it refuses."""
-        self.subscribe()
-        assert self._ready is not None
         # Shielded: one impatient caller must not take the subscription from the others.
-        await asyncio.shield(self._ready)
+        await asyncio.shield(self.subscribe())
 
     def feed(self, entry: Entry) -> None:
         """A message has come from the broker, or the news that some may have been lost."""
@@ -264,8 +269,8 @@ class ChannelStore(BaseStore):
             return
         if ready.exception() is not None:
             self._ready = None  # the next one who asks tries again
-        elif self.subscribers:
-            # They registered before the broker had agreed: what was published meanwhile has passed them by.
+        elif self._registered_early:
+            self._registered_early = False
             self.append(Gap())
 
     def _pop_echo(

@@ -26,6 +26,12 @@ class EventSource(SubscriberHandler):
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("Cache-Control", "no-cache, no-transform")
         self.set_header("X-Accel-Buffering", "no")
+        if self.settings.get("compress_response"):
+            # What follows the head goes past Tornado's output transforms, so they may not promise anything for it.
+            self.set_header("Content-Encoding", "identity")
+        if not chunked:
+            # Tornado would promise an HTTP/1.0 client to keep the connection, whose end is that of the stream.
+            self.request.headers.pop("Connection", None)
         # Spread over time: after a restart all clients come back. It is also the early first byte that proxies need.
         self.write(f"retry: {random.randint(1000, 3000)}\n\n")
         try:
@@ -35,8 +41,8 @@ class EventSource(SubscriberHandler):
         self.application.log_request(self)
         stream = self.detach()
         outlet = Outlet(stream, EVENT_STREAMS[whole, chunked], cursors)
-        stream.set_close_callback(outlet.close)
         outlet.open()
+        outlet.listen()
 
     def _whole(self) -> bool:
         format = self.get_query_argument("format", "text")

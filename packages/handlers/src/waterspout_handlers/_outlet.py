@@ -19,20 +19,42 @@ class Outlet:
     into the stream's own buffer, and until that has drained the cursor waits in the log.
     """
 
-    __slots__ = ("_cursors", "_direct", "_draining", "_format", "_stream")
+    __slots__ = ("_cursors", "_direct", "_draining", "_encode", "_format", "_stream")
 
     def __init__(self, stream: IOStream, format: Format, cursors: dict[BaseStore, int]) -> None:
         self._stream = stream
         self._format = format
+        self._encode = format.run  # bound once, not for each message
         self._cursors = cursors
         self._direct = not isinstance(stream, SSLIOStream)
         self._draining = False
 
     def open(self) -> None:
         """Begin: catch up with what is in the logs already, then follow them."""
+        # Tornado leaves Nagle's algorithm on: a message would wait until the peer has acknowledged the one before.
+        self._stream.set_nodelay(True)
         for store in self._cursors:
             store.register(self)
+        if self._stream.closed():  # it went while the head was on its way: no close callback will come
+            self.close()
+            return
         self._catch_up()
+
+    def listen(self, read: asyncio.Future[bytes] | None = None) -> None:
+        """Drop what the peer says behind its request: unread, it would keep us from seeing that the peer has gone."""
+        if read is not None and (read.cancelled() or read.exception() is not None):
+            self.close()
+            return
+        try:
+            asyncio.ensure_future(self._stream.read_bytes(4096, partial=True)).add_done_callback(self.listen)
+        except StreamClosedError:
+            self.close()
+
+    def leave(self) -> None:
+        """Follow the stores no more; the stream is left as it is."""
+        for store in self._cursors:
+            store.deregister(self)
+        self._cursors = {}
 
     def close(self) -> None:
         """The peer has gone, or has to: follow the stores no more."""
@@ -42,16 +64,18 @@ class Outlet:
 
     def end(self) -> None:
         """Say goodbye as the protocol has it, then close."""
-        if not self._draining and not self._stream.closed():
+        self._catch_up()
+        # Not `_draining`: a TLS stream may have written all in this turn.
+        if not self._stream.closed() and not self._stream.writing():
             self._send(self._format.end)
         self.close()
 
     def wake(self, store: BaseStore) -> None:
         """Send what the log of `store` has for us, unless the socket is still busy with earlier things."""
         log = store.log
-        while not self._draining and self._cursors[store] < log.top:
+        while not self._draining and self._cursors.get(store, log.top) < log.top:
             if len(self._cursors) == 1:
-                run, self._cursors[store] = log.encoded(self._format.run, self._cursors[store])
+                run, self._cursors[store] = log.encoded(self._encode, self._cursors[store])
             else:
                 run = self._own_run(store)
             if not self._send(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Final, NoReturn, cast
 
@@ -48,7 +49,9 @@ class PublishHandler(JSONErrors):
         if is_foreign(self):
             raise RequestError(403, f"pages of {self.request.headers['Origin']!r:.80} may not publish here")
         length = self.request.headers.get("Content-Length", "0")
-        if length.isdecimal() and int(length) > self.max_body:
+        # Only where the client waits for the word: closing on one that writes resets our answer away.
+        waits = self.request.headers.get("Expect", "").lower() == "100-continue"
+        if waits and length.isdecimal() and int(length) > self.max_body:
             self._refuse_size()
 
     def data_received(self, chunk: bytes) -> None:
@@ -64,21 +67,24 @@ class PublishHandler(JSONErrors):
         event = self._event()
         payloads, several = self._payloads()
         store = open_channel(self.source, channel)
-        published = 0
-        position: Position | None = None
+        submissions: list[asyncio.Future[Position | None]] = []
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT):
                 await store.ready()
-                for submission in [store.submit(payload, event) for payload in payloads]:
-                    position = await submission
-                    published += 1
+                submissions += (asyncio.ensure_future(store.submit(payload, event)) for payload in payloads)
+                for outcome in await asyncio.gather(*submissions, return_exceptions=True):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
         except BadMessage as error:
             raise RequestError(400, str(error)) from None
         except (BrokerError, TimeoutError) as error:
             explanation = str(error) or f"the broker has not answered in {PUBLISH_TIMEOUT:g} s"
+            # How many of the first ones are published: whoever tries again goes on behind them.
+            published = sum(1 for _ in itertools.takewhile(_succeeded, submissions))
             raise RequestError(503, explanation, published=published) from None
+        position = submissions[-1].result()
         answer = {"channel": channel, "id": None if position is None else str(position)}
-        self.finish({**answer, "count": published} if several else answer)
+        self.finish({**answer, "count": len(submissions)} if several else answer)
 
     def _event(self) -> str | None:
         event = self.get_query_argument("event", "")
@@ -101,14 +107,18 @@ class PublishHandler(JSONErrors):
         if kind == "application/json":
             return [_from_json(text, "the body")], False
         if kind == "application/x-ndjson":
-            lines = [line for line in text.split("\n") if line.strip()]
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
             if not lines:
                 raise RequestError(400, "the body is empty: each line is a message")
-            return [_from_json(line, f"line {number}") for number, line in enumerate(lines, 1)], True
+            return [_from_json(line, f"line {number}") for number, line in lines], True
         return [text], False
 
     def _refuse_size(self) -> NoReturn:
         raise RequestError(413, f"a message has at most {self.max_body} bytes")
+
+
+def _succeeded(submission: asyncio.Future[Position | None]) -> bool:
+    return submission.done() and not submission.cancelled() and submission.exception() is None
 
 
 def _from_json(text: str, place: str) -> Payload:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -43,11 +42,19 @@ class JSONErrors(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._allowed()))  # RFC 9110, 15.5.6
         if isinstance(error, RequestError):
             answer = {"error": error.explanation, **error.facts}
+        elif isinstance(error, HTTPError) and error.log_message and status_code < 500:
+            answer = {"error": error.log_message % error.args}
         else:
-            answer = {"error": HTTPStatus(status_code).phrase}
+            answer = {"error": self._reason}
         self.finish(answer)
+
+    def _allowed(self) -> list[str]:
+        names = ((method, method.lower()) for method in self.SUPPORTED_METHODS)
+        return [method for method, name in names if getattr(type(self), name) is not getattr(RequestHandler, name)]
 
 
 class NotFound(JSONErrors):
@@ -120,11 +127,16 @@ def open_channel(source: Source, name: str) -> BaseStore:
         return source.open(name)
     except BadChannel as error:
         raise RequestError(400, str(error)) from None
-    except TooManyChannels as error:
+    except (TooManyChannels, BrokerError) as error:
         raise RequestError(503, str(error)) from None
 
 
 def is_foreign(handler: RequestHandler) -> bool:
     """Whether a browser says that the request was made by a page of another site (RFC 6454)."""
     origin = handler.request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != handler.request.headers.get("Host", "").lower()
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != handler.request.headers.get("Host", "").lower()
+    except ValueError:
+        return True

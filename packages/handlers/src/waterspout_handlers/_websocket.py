@@ -10,7 +10,7 @@ from waterspout_core import BaseStore
 
 from ._formats import WEBSOCKET_TEXT
 from ._outlet import Outlet
-from ._requests import RequestError, SubscriberHandler
+from ._requests import RequestError, SubscriberHandler, is_foreign
 
 
 class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
@@ -27,7 +27,14 @@ class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
     async def prepare(self) -> None:
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
             raise RequestError(426, "this address speaks WebSocket: connect with ws:// and not http://")
+        origin = self.request.headers.get("Origin")
+        if origin is not None and not self.check_origin(origin):
+            raise RequestError(403, f"pages of {origin!r:.80} may not subscribe here")
         self._cursors = await self.open_cursors()
+
+    def check_origin(self, origin: str) -> bool:
+        """Whether a page of `origin` may connect: only this site's own, unless a subclass says otherwise."""
+        return not is_foreign(self)
 
     def open(self, *args: str, **kwargs: str) -> None:
         # The frames go straight to the stream, made once for all subscribers; Tornado answers pings on it and
@@ -40,6 +47,17 @@ class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
 
     def on_message(self, message: str | bytes) -> None:
         """What a subscriber sends has no meaning yet."""
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        # No data frame may follow the close frame (RFC 6455, 5.5.1).
+        if self._outlet is not None:
+            self._outlet.leave()
+        super().close(code, reason)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if status_code == 426:
+            self.set_header("Upgrade", "websocket")  # RFC 9110, 15.5.22
+        super().write_error(status_code, **kwargs)
 
     def on_close(self) -> None:
         if self._outlet is not None:
