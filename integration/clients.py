@@ -1,4 +1,4 @@
-"""Clients from the standard library and from others: what a browser, curl or redis-cli would see."""
+"""Clients from the standard library and from others: what a browser or curl would see."""
 
 from __future__ import annotations
 
@@ -126,11 +126,3 @@ def publish(url: str, channel: str, text: str, event: str | None = None) -> str:
     assert status == 200, answer
     assert answer["channel"] == channel
     return str(answer["id"])
-
-
-def redis_command(port: int, *args: str) -> bytes:
-    """What a Redis answers to one command: a foreign program, with nothing but a socket."""
-    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as connection:
-        encoded = [arg.encode() for arg in args]
-        connection.sendall(b"*%d\r\n" % len(args) + b"".join(b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in encoded))
-        return connection.recv(65536)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from integration.clients import DEADLINE, EventStream, redis_command, request
+from integration.clients import DEADLINE, EventStream, request
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -93,7 +93,7 @@ def test_a_listener_prints_what_is_published(redis_server: Any) -> None:
     with subprocess.Popen(listening, stdout=subprocess.PIPE, text=True) as process:
         try:
             limit = time.monotonic() + DEADLINE
-            while redis_command(redis_server.port, "PUBLISH", "news", "Hello") != b":1\r\n":
+            while redis_server.call("PUBLISH", "news", "Hello") != 1:
                 assert time.monotonic() < limit, "it never subscribed"
             assert process.stdout is not None
             assert process.stdout.readline() == "news Hello\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from integration.clients import EventStream, publish, redis_command, request
+from integration.clients import EventStream, publish, request
 from integration.conftest import Serve
 
 
@@ -28,8 +28,8 @@ def test_what_is_published_on_one_process_is_received_on_the_other(
 def test_a_foreign_program_publishes_with_plain_redis(serve: Serve, redis_server: Any) -> None:
     server = serve("--redis", redis_server.url)
     with EventStream(f"{server.url}/events?channel=news") as events:
-        assert redis_command(redis_server.port, "PUBLISH", "news", "grüße\nfrom outside") == b":1\r\n"
-        assert redis_command(redis_server.port, "PUBLISH", "news", '\x1e{"event":"goal","data":{"n":1}}') == b":1\r\n"
+        assert redis_server.call("PUBLISH", "news", "grüße\nfrom outside") == 1
+        assert redis_server.call("PUBLISH", "news", '\x1e{"event":"goal","data":{"n":1}}') == 1
         assert events.data(1) == ["grüße\nfrom outside"]
         goal = events.next()
         assert goal is not None
