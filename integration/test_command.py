@@ -61,6 +61,15 @@ def test_json_is_published_as_json(server: ServerProcess) -> None:
         assert [json.loads(data)["data"] for data in events.data(2)] == [{"a": 1}, 7]
 
 
+def test_a_line_that_is_not_json_is_left_out_and_named_and_the_others_arrive(server: ServerProcess) -> None:
+    with EventStream(f"{server.url}/events?channel=a") as events:
+        result = run("publish", "a", "--json", "--url", server.url, text='1\n\nnonsense\n"three"\n')
+        assert events.data(2) == ["1", "three"]
+    assert result.returncode == 2
+    assert "line 3 is not JSON" in result.stderr
+    assert "sent 2 messages to a, left out 1" in result.stderr
+
+
 def test_a_log_of_ten_thousand_lines_arrives_complete_and_in_order(
     server: ServerProcess, access_log: Path, command: StartCommand
 ) -> None:
@@ -152,7 +161,7 @@ def test_a_line_too_large_is_left_out_with_the_servers_words_and_the_others_arri
         assert events.data(4) == [*lines[:3], "end"]
     assert result.returncode == 2
     assert "1048576 bytes; left out: 'zzz" in result.stderr
-    assert "sent 4 messages to a" in result.stderr
+    assert "sent 4 messages to a, left out 1" in result.stderr
 
 
 def subscribed(server: ServerProcess, channel: str, tailing: Command) -> None:

@@ -1,0 +1,105 @@
+"""Where `waterspout publish` sends messages: to a server by HTTP, or straight to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
+
+from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPResponse
+
+from waterspout_channels import Channels
+from waterspout_core import BrokerError, Payload, to_json
+
+
+class Refused(Exception):
+    """The other side understood, and will not have it: trying again is no use."""
+
+
+class TooLarge(Refused):
+    """The message is larger than the other side takes; the next one may not be."""
+
+
+class Away(Exception):
+    """The other side cannot be reached or cannot do it now; `sent` messages of the batch were taken."""
+
+    def __init__(self, reason: str, sent: int = 0) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
+class Target(Protocol):
+    """Where messages go."""
+
+    async def send(self, batch: list[Payload]) -> None:
+        """Publish all of `batch`, in order. Raises `Refused` or `Away`."""
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+
+
+class ServerTarget:
+    """A running Waterspout server, by HTTP."""
+
+    def __init__(self, url: str, channel: str, event: str | None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"--url is an address like http://127.0.0.1:8888, not {url!r}")
+        query = "?" + urlencode({"event": event}) if event else ""
+        self._url = url
+        self._address = f"{url.rstrip('/')}/channels/{quote(channel, safe='')}{query}"
+        self._http = AsyncHTTPClient()
+
+    async def send(self, batch: list[Payload]) -> None:
+        body = "".join(to_json(payload) + "\n" for payload in batch)
+        try:
+            response = await self._http.fetch(
+                self._address,
+                method="POST",
+                body=body,
+                headers={"Content-Type": "application/x-ndjson"},
+                raise_error=False,
+                request_timeout=30.0,
+            )
+        except (OSError, HTTPError) as error:
+            raise Away(f"no answer from {self._url}: {error}") from None
+        if response.code != 200:
+            answer = _answer(response)
+            explanation = f"{self._url} answered {response.code}: {answer.get('error', response.reason)}"
+            if response.code == 413:
+                raise TooLarge(explanation)
+            if response.code < 500 and response.code != 429:
+                raise Refused(explanation)
+            raise Away(explanation, sent=int(answer.get("published", 0)))
+
+    async def aclose(self) -> None:
+        self._http.close()
+
+
+class RedisTarget:
+    """A Redis server that Waterspout servers listen to."""
+
+    def __init__(self, url: str, channel: str, event: str | None) -> None:
+        self._channels = Channels(url)
+        self._channel = channel
+        self._event = event
+
+    async def send(self, batch: list[Payload]) -> None:
+        publishing = [self._channels.publish(self._channel, self._event, payload) for payload in batch]
+        results = await asyncio.gather(*publishing, return_exceptions=True)
+        for sent, result in enumerate(results):
+            if isinstance(result, BrokerError):
+                raise Away(str(result), sent) from None
+            if isinstance(result, BaseException):
+                raise result
+
+    async def aclose(self) -> None:
+        await self._channels.aclose()
+
+
+def _answer(response: HTTPResponse) -> dict[str, Any]:
+    try:
+        answer = json.loads(response.body)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
