@@ -126,6 +126,54 @@ def test_lines_are_kept_while_the_server_is_away(
         assert events.data(1000) == access_log.read_text().splitlines()[-1000:]
 
 
+@pytest.mark.parametrize("how", ["interrupted", "given up", "refused", "closed"])
+def test_publish_ends_quietly_while_its_input_is_still_open(
+    server: ServerProcess, free_port: int, command: StartCommand, how: str
+) -> None:
+    url = {"given up": f"http://127.0.0.1:{free_port}", "refused": f"{server.url}/nowhere"}.get(how, server.url)
+    publishing = command("publish", "a", "--url", url, "--retry-for", "0.2", stdin=subprocess.PIPE)
+    pipe = publishing.process.stdin
+    assert pipe is not None
+    with EventStream(f"{server.url}/events?channel=a") as events:
+        pipe.write(b"a line\n")
+        pipe.flush()
+        if how in ("interrupted", "closed"):
+            assert events.data(1) == ["a line"]
+        if how == "interrupted":
+            publishing.process.send_signal(signal.SIGINT)
+        if how == "closed":
+            pipe.close()
+        assert publishing.wait() == {"interrupted": 130, "given up": 1, "refused": 2, "closed": 0}[how]
+    pipe.close()
+    assert "Fatal" not in publishing.err
+
+
+def test_without_any_input_nothing_is_sent(server: ServerProcess) -> None:
+    closed = f'"{sys.executable}" -m waterspout publish a --url {server.url} <&-'
+    result = subprocess.run(closed, shell=True, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert (result.returncode, result.stderr) == (0, "waterspout: sent 0 messages to a\n")
+
+
+def test_input_without_any_line_is_refused_before_it_fills_the_memory(server: ServerProcess) -> None:
+    endless = f'"{sys.executable}" -m waterspout publish a --url {server.url} < /dev/zero'
+    result = subprocess.run(endless, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "without a line break" in result.stderr
+
+
+def test_what_is_given_with_the_command_beats_a_variable(
+    server: ServerProcess, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATERSPOUT_REDIS", f"redis://127.0.0.1:{free_port}")
+    with EventStream(f"{server.url}/events?channel=a") as events:
+        assert run("publish", "a", "x", "--url", server.url, "--retry-for", "0").returncode == 0
+        assert events.data(1) == ["x"]
+    assert run("publish", "a", "x", "--retry-for", "0").returncode == 1
+    both = run("publish", "a", "x", "--url", server.url, "--redis", "redis://localhost")
+    assert both.returncode == 2
+    assert "name one" in both.stderr
+
+
 def test_a_server_that_stays_away_is_given_up_with_a_clear_line(free_port: int) -> None:
     result = run("publish", "a", "b", "--url", f"http://127.0.0.1:{free_port}", "--retry-for", "0.3")
     assert result.returncode == 1

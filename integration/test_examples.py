@@ -70,6 +70,13 @@ def test_a_data_store_and_an_event_source_in_ten_lines(free_port: int) -> None:
     assert all(0 <= value < 1 for value in values)
 
 
+def test_one_store_behind_three_doors(free_port: int) -> None:
+    with running("one_store.py", free_port) as url, EventStream(f"{url}/events") as events:
+        status, answer = request(f"{url}/publish", b"Hello")
+        assert (status, list(answer)) == (200, ["id"])
+        assert events.next() == {"data": "Hello", "id": answer["id"]}
+
+
 def test_channels_in_an_application_of_ones_own(free_port: int, redis_server: Any) -> None:
     with (
         running("own_application.py", free_port, redis_server.url) as url,

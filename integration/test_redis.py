@@ -36,6 +36,13 @@ def test_a_foreign_program_publishes_with_plain_redis(serve: Serve, redis_server
         assert (goal["event"], goal["data"]) == ("goal", '{"n":1}')
 
 
+def test_a_burst_of_more_than_a_channel_keeps_reaches_who_keeps_up(serve: Serve, redis_server: Any) -> None:
+    server = serve("--redis", redis_server.url)
+    with EventStream(f"{server.url}/events?channel=news") as events:
+        redis_server.call("EVAL", "for i = 1, 3000 do redis.call('PUBLISH', 'news', i) end", 0)
+        assert events.data(3000) == [str(number) for number in range(1, 3001)]
+
+
 def test_a_cut_subscriber_resumes_at_its_own_process(serve: Serve, redis_server: Any) -> None:
     here, there = serve("--redis", redis_server.url), serve("--redis", redis_server.url)
     with EventStream(f"{here.url}/events?channel=news") as events:

@@ -142,6 +142,16 @@ def test_a_bad_websocket_request_is_refused_before_the_upgrade(server: ServerPro
     assert (status, bool(answer["error"])) == (400, True)
 
 
+def test_a_body_of_more_lines_than_a_channel_keeps_reaches_who_keeps_up(server: ServerProcess) -> None:
+    lines = [str(number) for number in range(5000)]
+    with EventStream(f"{server.url}/events?channel=a") as events:
+        status, answer = request(
+            f"{server.url}/channels/a", "\n".join(lines).encode(), Content_Type="application/x-ndjson"
+        )
+        assert (status, answer["count"]) == (200, 5000)
+        assert events.data(5000) == lines
+
+
 def test_active_channels_are_listed_with_their_subscribers(server: ServerProcess) -> None:
     publish(server.url, "quiet", "x")
     with EventStream(f"{server.url}/events?channel=news"), EventStream(f"{server.url}/events?channel=news"):
@@ -180,7 +190,8 @@ def test_its_options_are_variables_too(serve: Serve, free_port: int) -> None:
     server = serve(environment={"WATERSPOUT_LOG_LEVEL": "warning", "WATERSPOUT_DEMO": "1"})
     with EventStream(f"{server.url}/events?channel=demo.load") as events:
         assert json.loads(events.data(1)[0])["cpu_percent"] >= 0
-    assert "tornado.access" not in server.output()
+    request(f"{server.url}/nowhere")
+    assert "waterspout.access" not in server.output()
 
 
 def test_the_demo_publishes_what_this_machine_does(serve: Serve) -> None:
@@ -190,6 +201,12 @@ def test_the_demo_publishes_what_this_machine_does(serve: Serve) -> None:
         got = {message["channel"]: message["data"] for message in map(json.loads, events.data(2))}
     assert got["demo.memory"]["total_bytes"] > got["demo.memory"]["used_bytes"] > 0
     assert got["demo.network"]["received_bytes_per_second"] >= 0
+
+
+def test_it_warns_where_everybody_may_come(serve: Serve) -> None:
+    server = serve("--host", "0.0.0.0")
+    server.wait_for_output("WARNING .*there is no authentication")
+    assert "WARNING" not in serve().output()
 
 
 def refused_to_serve(*args: str) -> str:

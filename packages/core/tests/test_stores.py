@@ -126,6 +126,32 @@ def test_a_queue_store_misses_nothing_and_wakes_once_for_a_burst() -> None:
     asyncio.run(use())
 
 
+@pytest.mark.parametrize("bounds", [{"max_messages": 100}, {"max_bytes": 10_000}, {"max_messages": 1}])
+def test_a_burst_longer_than_the_log_does_not_pass_by_who_keeps_up(bounds: dict[str, int]) -> None:
+    async def use() -> None:
+        store = QueueStore(**bounds)
+        reader = Reader(store)
+        for number in range(5000):
+            store.submit(number)
+        assert await reader.until(5000) == list(range(5000))
+        assert reader.woken <= 5000
+        assert len(store.log) < 5000
+
+    asyncio.run(use())
+
+
+def test_a_long_burst_of_values_is_one_value_all_the_same() -> None:
+    async def use() -> None:
+        store = DataStore()
+        reader = Reader(store)
+        for number in range(5000):
+            store.set_data(number)
+        assert await reader.until(1) == [4999]
+        assert reader.woken == 1
+
+    asyncio.run(use())
+
+
 def test_a_subscriber_of_a_queue_store_begins_now_or_where_it_stopped() -> None:
     async def use() -> tuple[list[Any], list[Any]]:
         store = QueueStore()

@@ -123,5 +123,11 @@ async def test_a_status_of_ones_own_is_answered_in_json_as_well(serve: Any) -> N
 def test_a_handler_takes_a_store_or_a_source(both: bool) -> None:
     handler = object.__new__(EventSource)
     kept: Any = QueueStore() if both else None
-    with pytest.raises(TypeError, match="EventSource takes a store or a source"):
+    with pytest.raises(TypeError, match="EventSource is routed with"):
         SubscriberHandler.initialize(handler, store=kept, source=kept)
+
+
+@pytest.mark.parametrize("wired", [{"store": "news"}, {"source": QueueStore()}])
+def test_a_route_wired_with_something_else_says_what_it_takes(wired: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="EventSource takes a"):
+        object.__new__(EventSource).initialize(**wired)

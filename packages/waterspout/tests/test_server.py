@@ -106,7 +106,7 @@ def test_the_demo_publishes_figures_of_this_machine(monkeypatch: pytest.MonkeyPa
 def test_help_names_the_variable_of_every_option(runner: CliRunner) -> None:
     for command, options in {
         "serve": ["HOST", "PORT", "REDIS", "DEMO", "LOOP", "LOG_LEVEL"],
-        "publish": ["URL", "REDIS", "EVENT", "RETRY_FOR"],
+        "publish": ["URL", "REDIS", "RETRY_FOR"],
         "tail": ["URL"],
     }.items():
         result = runner.invoke(main, [command, "--help"])

@@ -57,6 +57,7 @@ class Log:
         "max_messages",
         "top",
         "when_behind",
+        "written",
     )
 
     def __init__(
@@ -84,6 +85,8 @@ class Log:
         self._start = 1  # offset of the oldest entry kept
         self.top = 0
         """The offset of the newest entry; 0 if there never was one. Every reader looks here on every flush."""
+        self.written = 0
+        """Bytes of all entries that there ever were."""
         self._bytes = 0
         self._shared: dict[tuple[Encode[Any], int], tuple[Any, int]] = {}
 
@@ -110,7 +113,9 @@ class Log:
         """Add `entry` as the newest, give up what is beyond the bounds, and return its offset."""
         self._entries.append(entry)
         self.top += 1
-        self._bytes += _cost(entry)
+        cost = _cost(entry)
+        self._bytes += cost
+        self.written += cost
         if self._shared:
             self._shared.clear()
         while (len(self) > self.max_messages or self._bytes > self.max_bytes) and len(self) > 1:

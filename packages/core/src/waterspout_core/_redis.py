@@ -24,6 +24,7 @@ class RedisPubSub(PubSub):
 
     def __init__(self, url: str, *, protocol: PubSubProtocol | None = None, **options: Any) -> None:
         super().__init__(protocol)
+        options.setdefault("client_name", "waterspout")  # what CLIENT LIST shows
         self._client = Client(url, **options)
         self._link = PubSubClient(url, **options)
         self._listening: asyncio.Task[None] | None = None

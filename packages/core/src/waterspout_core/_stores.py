@@ -58,7 +58,8 @@ class BaseStore:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.subscribers: set[Subscriber] = set()
         self.log = Log()
-        self._publish_soon = Soon(self.publish)
+        self._flush_soon = Soon(self._flush)
+        self._published = (0, 0)  # how far the log was, in entries and bytes, when the subscribers were woken last
         self.initialize(*args, **kwargs)
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
@@ -93,10 +94,18 @@ class BaseStore:
 
     def append(self, entry: Entry) -> Position:
         """Put `entry` into the log and see to it that the subscribers are woken soon, once for a whole burst."""
-        offset = self.log.append(entry)
+        log = self.log
+        offset = log.append(entry)
         if self.subscribers:
-            self._publish_soon()
-        return Position(self.log.epoch, offset)
+            entries, size = self._published
+            # A burst of more than the log holds must not pass by those who keep up: they read in the middle of it.
+            # Not so for the latest value: who wants no other is spared all in between.
+            long = (offset - entries) * 2 > log.max_messages or (log.written - size) * 2 > log.max_bytes
+            if long and log.when_behind == "gap":
+                self._flush()
+            else:
+                self._flush_soon()
+        return Position(log.epoch, offset)
 
     def publish(self) -> None:
         """Wake every subscriber now. Happens by itself after each burst of `append`."""
@@ -106,6 +115,10 @@ class BaseStore:
             except Exception:
                 logger.exception("a subscriber failed and is left out from now on: %r", subscriber)
                 self.deregister(subscriber)
+
+    def _flush(self) -> None:
+        self._published = (self.log.top, self.log.written)
+        self.publish()
 
     async def __aenter__(self) -> BaseStore:
         await self.ready()
@@ -122,7 +135,8 @@ class DataStore(BaseStore):
     turn of the loop are conflated: only the last of them is sent.
     """
 
-    def initialize(self, initial_data: Payload = None) -> None:
+    def __init__(self, initial_data: Payload = None) -> None:
+        super().__init__()
         self.log = Log(max_messages=1, when_behind="latest")
         self._data: Payload = None
         if initial_data is not None:
@@ -161,7 +175,8 @@ class QueueStore(BaseStore):
     by one `Gap`. Nothing is kept for any subscriber but its cursor.
     """
 
-    def initialize(self, *, max_messages: int = 10_000, max_bytes: int = 16 * MiB) -> None:
+    def __init__(self, *, max_messages: int = 10_000, max_bytes: int = 16 * MiB) -> None:
+        super().__init__()
         self.log = Log(max_messages=max_messages, max_bytes=max_bytes)
 
     def submit(self, data: Payload, event: str | None = None) -> Submitted:
@@ -175,7 +190,7 @@ class ChannelStore(BaseStore):
     Whoever opened it (`Channels`, or `RedisStore` for its own channel) subscribes and calls `feed`.
     """
 
-    def initialize(
+    def __init__(
         self,
         channel: str,
         pubsub: PubSub,
@@ -184,6 +199,7 @@ class ChannelStore(BaseStore):
         max_messages: int = 10_000,
         max_bytes: int = 16 * MiB,
     ) -> None:
+        super().__init__()
         self.pubsub = pubsub
         self.topic = topic or channel  # the broker's name for the channel
         self.log = Log(max_messages=max_messages, max_bytes=max_bytes, channel=check_channel(channel))
@@ -300,7 +316,7 @@ class RedisStore(ChannelStore):
     can publish to the channel with plain `PUBLISH`.
     """
 
-    def initialize(  # type: ignore[override]  # it makes its own PubSub
+    def __init__(
         self,
         channel: str = "waterspout",
         url: str = "redis://localhost:6379",
@@ -310,7 +326,7 @@ class RedisStore(ChannelStore):
         **options: Any,
     ) -> None:
         pubsub = open_pubsub(url, protocol=Envelope(), **options)
-        super().initialize(channel, pubsub, max_messages=max_messages, max_bytes=max_bytes)
+        super().__init__(channel, pubsub, max_messages=max_messages, max_bytes=max_bytes)
         pubsub.add_client(self._receive)
 
     def register(self, subscriber: Subscriber) -> None:

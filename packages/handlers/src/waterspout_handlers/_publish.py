@@ -10,9 +10,9 @@ from typing import Final, NoReturn, cast
 from tornado.http1connection import HTTP1Connection
 from tornado.web import stream_request_body
 
-from waterspout_core import BadMessage, BrokerError, Message, MiB, Payload, Position, Source, check_event
+from waterspout_core import BadMessage, BaseStore, BrokerError, Message, MiB, Payload, Position, Source, check_event
 
-from ._requests import JSONErrors, RequestError, is_foreign, open_channel
+from ._requests import JSONErrors, RequestError, check_wiring, foreign_page, is_foreign, open_channel
 
 MAX_BODY: Final = MiB
 """Bytes of a body, unless the route says otherwise."""
@@ -26,15 +26,18 @@ PUBLISH_TIMEOUT: Final = 10.0
 
 @stream_request_body
 class PublishHandler(JSONErrors):
-    """Publishes the body of a `POST` to the channel that the route's path names.
+    """Publishes the body of a `POST`.
 
     Text (UTF-8) is one message, `application/json` one message of any JSON value, `application/x-ndjson` one
     message of each line. `?event=` names the event. Answers `{"channel": …, "id": …}` with the id of the (last)
-    message, and `count` for several. Route it with `{"source": channels}`, and `max_body` in bytes.
+    message, and `count` for several. Route it with `{"source": channels}` and a path that names
+    the channel, or with `{"store": store}`; `max_body` is in bytes.
     """
 
-    def initialize(self, source: Source, max_body: int = MAX_BODY) -> None:
-        self.source = source
+    def initialize(
+        self, store: BaseStore | None = None, source: Source | None = None, max_body: int = MAX_BODY
+    ) -> None:
+        self.store, self.source = check_wiring(self, store, source)
         self.max_body = max_body
         self._body = bytearray()
         self._too_large = False
@@ -47,7 +50,7 @@ class PublishHandler(JSONErrors):
         connection.set_max_body_size(1 << 62)
         connection.set_body_timeout(BODY_TIMEOUT)
         if is_foreign(self):
-            raise RequestError(403, f"pages of {self.request.headers['Origin']!r:.80} may not publish here")
+            raise foreign_page(self)
         length = self.request.headers.get("Content-Length", "0")
         # Only where the client waits for the word: closing on one that writes resets our answer away.
         waits = self.request.headers.get("Expect", "").lower() == "100-continue"
@@ -61,12 +64,12 @@ class PublishHandler(JSONErrors):
         else:
             self._body += chunk
 
-    async def post(self, channel: str) -> None:
+    async def post(self, channel: str | None = None) -> None:
         if self._too_large:
             self._refuse_size()
         event = self._event()
         payloads, several = self._payloads()
-        store = open_channel(self.source, channel)
+        store = self._store(channel)
         submissions: list[asyncio.Future[Position | None]] = []
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT):
@@ -83,8 +86,17 @@ class PublishHandler(JSONErrors):
             published = sum(1 for _ in itertools.takewhile(_succeeded, submissions))
             raise RequestError(503, explanation, published=published) from None
         position = submissions[-1].result()
-        answer = {"channel": channel, "id": None if position is None else str(position)}
+        named = {} if store.channel is None else {"channel": store.channel}
+        answer = {**named, "id": None if position is None else str(position)}
         self.finish({**answer, "count": len(submissions)} if several else answer)
+
+    def _store(self, channel: str | None) -> BaseStore:
+        if self.store is not None:
+            return self.store
+        assert self.source is not None
+        if channel is None:
+            raise RequestError(404, "no channel is named in the path")
+        return open_channel(self.source, channel)
 
     def _event(self) -> str | None:
         event = self.get_query_argument("event", "")

@@ -68,10 +68,7 @@ class SubscriberHandler(JSONErrors):
     """A handler whose clients subscribe: to `store`, or to the channels they name in the URL, opened by `source`."""
 
     def initialize(self, store: BaseStore | None = None, source: Source | None = None) -> None:
-        if (store is None) == (source is None):
-            raise TypeError(f"{type(self).__name__} takes a store or a source of stores, and one of them")
-        self.store = store
-        self.source = source
+        self.store, self.source = check_wiring(self, store, source)
 
     async def open_cursors(self) -> dict[BaseStore, int]:
         """The stores that the request asks for, and where to begin in each. Raises `RequestError`."""
@@ -121,6 +118,20 @@ class SubscriberHandler(JSONErrors):
             raise RequestError(400, f"bad last_event_id: {error}") from None
 
 
+def check_wiring(
+    handler: RequestHandler, store: BaseStore | None, source: Source | None
+) -> tuple[BaseStore | None, Source | None]:
+    """The two as they are, if a route names one of them and it can be used. Raises TypeError."""
+    name = type(handler).__name__
+    if (store is None) == (source is None):
+        raise TypeError(f'{name} is routed with {{"store": …}} or {{"source": …}}, one of them')
+    if store is not None and not isinstance(store, BaseStore):
+        raise TypeError(f"{name} takes a store, such as QueueStore(), not {store!r:.80}")
+    if source is not None and not callable(getattr(source, "open", None)):
+        raise TypeError(f"{name} takes a source that opens stores, such as Channels(), not {source!r:.80}")
+    return store, source
+
+
 def open_channel(source: Source, name: str) -> BaseStore:
     """The store of the channel `name`. Raises `RequestError`."""
     try:
@@ -129,6 +140,14 @@ def open_channel(source: Source, name: str) -> BaseStore:
         raise RequestError(400, str(error)) from None
     except (TooManyChannels, BrokerError) as error:
         raise RequestError(503, str(error)) from None
+
+
+def foreign_page(handler: RequestHandler) -> RequestError:
+    """The answer for a page of another site."""
+    origin, host = (handler.request.headers.get(name, "") for name in ("Origin", "Host"))
+    return RequestError(
+        403, f"pages of {origin!r:.80} may not come here, to {host!r:.80}; a proxy has to pass the Host header on"
+    )
 
 
 def is_foreign(handler: RequestHandler) -> bool:

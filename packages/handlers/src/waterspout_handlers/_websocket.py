@@ -10,7 +10,7 @@ from waterspout_core import BaseStore
 
 from ._formats import WEBSOCKET_TEXT
 from ._outlet import Outlet
-from ._requests import RequestError, SubscriberHandler, is_foreign
+from ._requests import RequestError, SubscriberHandler, foreign_page, is_foreign
 
 
 class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
@@ -29,7 +29,7 @@ class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
             raise RequestError(426, "this address speaks WebSocket: connect with ws:// and not http://")
         origin = self.request.headers.get("Origin")
         if origin is not None and not self.check_origin(origin):
-            raise RequestError(403, f"pages of {origin!r:.80} may not subscribe here")
+            raise foreign_page(self)
         self._cursors = await self.open_cursors()
 
     def check_origin(self, origin: str) -> bool:

@@ -92,7 +92,9 @@ class Address:
 def _parse_url(url: str) -> Address:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
-        raise BadAddress("the URL must begin with redis://, rediss:// or unix://")
+        # A scheme may be shown; anything else may hold the password.
+        instead = f", not with {scheme[:20]}://" if separator else ""
+        raise BadAddress(f"the URL must begin with redis://, rediss:// or unix://{instead}")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -21,7 +21,7 @@ WEBSOCKET_PING: Final = 30.0
 MAX_INCOMING: Final = 64 * 1024
 """Bytes of a WebSocket message from a subscriber."""
 
-logger: Final = logging.getLogger("waterspout.server")
+access_logger: Final = logging.getLogger("waterspout.access")
 
 
 class ConsolePage(StaticFileHandler):
@@ -54,6 +54,17 @@ class Health(RequestHandler):
         self.finish({"status": "ok"})
 
 
+def log_request(handler: RequestHandler) -> None:
+    """The access log; what went well is for debugging only, since an open console page asks all the time."""
+    status = handler.get_status()
+    level = logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.ERROR
+    request = handler.request
+    milliseconds = 1000 * request.request_time()
+    access_logger.log(
+        level, "%d %s %s (%s) %.1f ms", status, request.method, request.uri, request.remote_ip, milliseconds
+    )
+
+
 def make_app(channels: Channels, **settings: Any) -> Application:
     """The push server's routes over `channels`, as an application to run, mount or extend."""
     source = {"source": channels}
@@ -68,6 +79,7 @@ def make_app(channels: Channels, **settings: Any) -> Application:
             (r"/()", ConsolePage, {"path": CONSOLE, "default_filename": "index.html"}),
         ],
         default_handler_class=NotFound,
+        log_function=log_request,
         websocket_ping_interval=WEBSOCKET_PING,
         websocket_ping_timeout=WEBSOCKET_PING,
         websocket_max_message_size=MAX_INCOMING,

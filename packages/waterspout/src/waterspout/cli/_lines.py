@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from typing import Final
+
+from waterspout_core import BadMessage
 
 MAX_BATCH: Final = 500
 """Lines sent together: what has come while the batch before was under way, at most this many."""
@@ -17,25 +20,31 @@ MAX_WAITING: Final = 2 * MAX_BATCH
 """Lines read ahead; beyond them standard input waits, and so does whoever writes to it."""
 
 
+MAX_LINE: Final = 16 * 1024 * 1024
+"""Bytes without a line break that are still a line, however useless."""
+
+
 class Lines:
     """Standard input, read by a thread of its own, since it may be a file, a pipe or a terminal."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self._lines: asyncio.Queue[str | BadMessage | None] = asyncio.Queue()
         self._room = threading.BoundedSemaphore(MAX_WAITING)
         self._held: str | None = None  # the line that the batch before had no room for
         threading.Thread(target=self._read, daemon=True).start()
 
     async def take(self) -> list[str]:
-        """Some lines, at least one; none when the input has ended."""
+        """Some lines, at least one; none when the input has ended. Raises `BadMessage` for what is no text."""
         lines: list[str] = []
         size = 0
         while len(lines) < MAX_BATCH and (not lines or self._held is not None or not self._lines.empty()):
             line = self._held if self._held is not None else await self._lines.get()
             self._held = None
-            if line is None:
-                self._lines.put_nowait(None)
+            if not isinstance(line, str):
+                if line is not None and not lines:
+                    raise line
+                self._lines.put_nowait(line)
                 break
             if lines and size + len(line) > MAX_BATCH_BYTES:
                 self._held = line
@@ -46,12 +55,30 @@ class Lines:
         return lines
 
     def _read(self) -> None:
-        for raw in sys.stdin.buffer:
-            self._room.acquire()
-            self._put(raw.decode(errors="replace").rstrip("\r\n"))
+        # Not by sys.stdin: its lock, held by a thread that waits for input, would abort the interpreter at its end.
+        begun = b""
+        while piece := self._read_piece():
+            *lines, begun = (begun + piece).split(b"\n")
+            for line in lines:
+                self._put_line(line)
+            if len(begun) > MAX_LINE:
+                self._put(BadMessage(f"{MAX_LINE} bytes without a line break: is the input text?"))
+                return
+        if begun:
+            self._put_line(begun)
         self._put(None)
 
-    def _put(self, line: str | None) -> None:
+    def _read_piece(self) -> bytes:
+        try:
+            return os.read(0, 65536)
+        except OSError:  # standard input is closed: nothing comes
+            return b""
+
+    def _put_line(self, line: bytes) -> None:
+        self._room.acquire()
+        self._put(line.decode(errors="replace").rstrip("\r"))
+
+    def _put(self, line: str | BadMessage | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
         except RuntimeError:  # the loop has been closed: nobody wants the rest

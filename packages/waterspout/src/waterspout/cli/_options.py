@@ -13,6 +13,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_UNUSABLE: Final = 2
 """Exit status for what only the user can mend; click's own for bad usage."""
 
+CLEAR_LINE: Final = "\r\x1b[K"
+
 DEFAULT_URL: Final = "http://127.0.0.1:8888"
 
 
@@ -34,7 +36,8 @@ def url_option(function: F) -> F:
 
 def say(text: str) -> None:
     """One line for the user, beside the output."""
-    click.echo(f"waterspout: {text}", err=True)
+    # On a terminal a line that shows progress may stand there: it gives way.
+    click.echo(f"{CLEAR_LINE if sys.stderr.isatty() else ''}waterspout: {text}", err=True)
 
 
 def fail(text: str, status: int = EXIT_UNUSABLE) -> NoReturn:

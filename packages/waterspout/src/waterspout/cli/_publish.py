@@ -14,7 +14,7 @@ import click
 from waterspout_core import BadMessage, Payload, check_channel, check_event
 
 from ._lines import Lines
-from ._options import EXIT_UNUSABLE, fail, option, redis_option, say, url_option
+from ._options import CLEAR_LINE, EXIT_UNUSABLE, fail, option, redis_option, say, url_option
 from ._targets import Away, RedisTarget, Refused, ServerTarget, Target, TooLarge
 
 
@@ -23,7 +23,7 @@ from ._targets import Away, RedisTarget, Refused, ServerTarget, Target, TooLarge
 @click.argument("message", required=False)
 @url_option
 @redis_option("Publish straight to this Redis, without a server.")
-@option("--event", metavar="NAME", help="Name the messages' event.")
+@click.option("--event", metavar="NAME", help="Name the messages' event.")
 @click.option("--json", "as_json", is_flag=True, help="The message, or each line, is JSON.")
 @option("--retry-for", default=60.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS",
         help="How long to keep messages while the other side is away.")  # fmt: skip
@@ -44,6 +44,7 @@ def publish(
     Empty lines are passed over, bytes that are not UTF-8 are replaced. Messages are kept while the server is away for
     a moment; one that had been taken when the connection broke may arrive twice.
     """
+    redis = _redis_if_meant(redis)
     try:
         check_channel(channel)
         if event is not None:
@@ -55,6 +56,17 @@ def publish(
         fail(f"given up after {retry_for:g} s: {error}", status=1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _redis_if_meant(redis: str | None) -> str | None:
+    """What is given with the command beats a variable, which may be there for `serve`."""
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    if redis is not None and context.get_parameter_source("url") is given:
+        if context.get_parameter_source("redis") is given:
+            raise click.UsageError("--url and --redis are two places: name one")
+        return None
+    return redis
 
 
 async def _publish(
@@ -76,8 +88,8 @@ async def _publish(
             except TooLarge as error:
                 progress.leave_out(f"{error}; left out: {str(batch[0])[:60]!r}…")
     finally:
-        progress.report()
         await target.aclose()
+        progress.report()
     if progress.left_out:
         sys.exit(EXIT_UNUSABLE)
 
@@ -115,14 +127,15 @@ class Progress:
         self._channel = channel
         self._sent = 0
         self._shown = time.monotonic()
-        self._live = sys.stderr.isatty()
+        # Not while somebody types the lines.
+        self._live = sys.stderr.isatty() and not (sys.stdin and sys.stdin.isatty())
         self.left_out = 0
 
     def add(self, count: int) -> None:
         self._sent += count
         if self._live and time.monotonic() - self._shown > 0.2:
             self._shown = time.monotonic()
-            click.echo(f"\rwaterspout: {self._text()}", err=True, nl=False)
+            click.echo(f"{CLEAR_LINE}waterspout: {self._text()}", err=True, nl=False)
 
     def leave_out(self, why: str) -> None:
         """One message cannot be sent; the others go on."""
@@ -130,8 +143,6 @@ class Progress:
         say(why)
 
     def report(self) -> None:
-        if self._live:
-            click.echo("\r", err=True, nl=False)
         say(self._text())
 
     def _text(self) -> str:

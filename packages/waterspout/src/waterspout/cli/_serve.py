@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import signal
@@ -23,6 +24,8 @@ from ._options import fail, option, redis_option
 
 KEEP_UNUSED: Final = 3600.0
 """Seconds for which a channel's messages wait for somebody who comes back."""
+
+logger: Final = logging.getLogger("waterspout.server")
 
 LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
 
@@ -68,6 +71,8 @@ async def _serve(channels: Channels, host: str, port: int, *, demo: bool) -> Non
         click.echo(
             f"Waterspout {__version__} listens on {url} (broker: {channels.pubsub}, loop: {loop}); Ctrl-C stops it"
         )
+        if not _is_loopback(host):
+            logger.warning("there is no authentication: whoever reaches %s may read and publish every channel", url)
         async with contextlib.AsyncExitStack() as stack:
             if demo:
                 task = asyncio.create_task(publish_figures(channels))
@@ -92,6 +97,13 @@ def _on_signals(stop: Callable[[], None]) -> None:
             loop.add_signal_handler(number, stop_once)
         except NotImplementedError:  # Windows: the Runner turns Ctrl-C into a cancellation
             return
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
