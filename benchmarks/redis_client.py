@@ -179,7 +179,7 @@ async def main(rounds: int, scale: float, loop_name: str) -> None:
                         print(f"\r{client.name} cannot do {title}: {error!r}\033[K", file=sys.stderr)
         print("\r\033[K", end="", file=sys.stderr)
     print(f"{servers[0]}, Python {sys.version.split()[0]}, {loop_name} loop, medians of {rounds} rounds\n")
-    print(f"{'':20}{'':26}{'op/s':>10}{'µs CPU/op':>12}{'ratio of op/s':>16}")
+    print("| | client | op/s | CPU per op, µs | times slower than ours |\n| --- | --- | ---: | ---: | ---: |")
     for title, _ in workloads:
         ours = statistics.median(figure.rate for figure in figures[title, clients[0].name])
         for client in clients:
@@ -189,8 +189,8 @@ async def main(rounds: int, scale: float, loop_name: str) -> None:
             first = title if client is clients[0] else ""
             rate = statistics.median(figure.rate for figure in taken)
             cpu = statistics.median(figure.cpu for figure in taken)
-            ratio = "" if client is clients[0] else f"{ours / rate:.1f} x"
-            print(f"{first:20}{named(client):26}{rate:>10,.0f}{cpu:>12.1f}{ratio:>16}")
+            ratio = "" if client is clients[0] else f"{ours / rate:.1f}"
+            print(f"| {first} | {named(client)} | {rate:,.0f} | {cpu:.1f} | {ratio} |")
 
 
 def named(client: Any) -> str:

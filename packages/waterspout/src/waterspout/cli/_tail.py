@@ -16,14 +16,14 @@ from tornado.websocket import WebSocketClientConnection, WebSocketError, websock
 
 from waterspout_core import GAP_EVENT, check_channel, from_id, to_json
 
-from ._options import fail, option, say, url_option
+from ._options import fail, say, url_option
 
 
 @click.command()
 @click.argument("channels", metavar="CHANNEL...", nargs=-1, required=True)
 @url_option
 @click.option("--json", "as_json", is_flag=True, help="Print whole objects, one a line.")
-@option("--last-event-id", metavar="ID", help="Go on behind the message with this id.")
+@click.option("--last-event-id", metavar="ID", help="Go on behind the message with this id.")
 def tail(channels: tuple[str, ...], url: str, as_json: bool, last_event_id: str | None) -> None:
     """Print the messages of CHANNEL... as they come; Ctrl-C ends it.
 

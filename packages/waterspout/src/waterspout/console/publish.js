@@ -20,7 +20,10 @@ export class PublishForm {
       event.preventDefault();
       this.#publish();
     });
-    this.form.addEventListener("input", () => this.#check({ complain: false }));
+    this.form.addEventListener("input", () => {
+      this.#say(""); // what was said was about something else
+      this.#check({ complain: false });
+    });
     this.body.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
@@ -31,10 +34,11 @@ export class PublishForm {
   }
 
   async #publish() {
-    if (this.button.disabled || !this.#check({ complain: true })) return;
+    if (this.button.disabled) return;
+    this.#say("");
+    if (!this.#check({ complain: true })) return;
     const channel = this.channel.value.trim();
     this.button.disabled = true;
-    this.#say("");
     try {
       await this.beforePublish(channel);
       const answer = await this.#post(channel);
