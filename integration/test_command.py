@@ -148,10 +148,11 @@ def test_publish_ends_quietly_while_its_input_is_still_open(
     assert "Fatal" not in publishing.err
 
 
-def test_without_any_input_nothing_is_sent(server: ServerProcess) -> None:
+def test_a_closed_input_is_told(server: ServerProcess) -> None:
     closed = f'"{sys.executable}" -m waterspout publish a --url {server.url} <&-'
     result = subprocess.run(closed, shell=True, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert (result.returncode, result.stderr) == (0, "waterspout: sent 0 messages to a\n")
+    assert result.returncode == 2
+    assert "standard input is closed" in result.stderr
 
 
 def test_input_without_any_line_is_refused_before_it_fills_the_memory(server: ServerProcess) -> None:

@@ -22,7 +22,7 @@ class MemoryBroker:
         self.patterns: dict[str, dict[MemoryPubSub, None]] = {}
         self._waiting: deque[tuple[MemoryPubSub, str, bytes]] = deque()
         # Not at once: a client that publishes while it is being told must not overtake itself.
-        self._deliver_soon = Soon(self._deliver)
+        self._deliver_soon = Soon()
 
     def publish(self, channel: str, payload: bytes) -> int:
         """Queue `payload` for every connection once per matching subscription, and count them."""
@@ -32,7 +32,7 @@ class MemoryBroker:
                 receivers += connections
         if receivers:
             self._waiting.extend((receiver, channel, payload) for receiver in receivers)
-            self._deliver_soon()
+            self._deliver_soon(self._deliver)
         return len(receivers)
 
     def _deliver(self) -> None:

@@ -35,7 +35,7 @@ class Message:
         if event is not None:
             check_event(event)
         if isinstance(data, str):
-            text = data
+            text = data = str.__str__(data) if type(data) is not str else data  # an enum's value, not its name
         elif isinstance(data, bytes | bytearray | memoryview):
             data = bytes(data)
             text = _text_of(data)

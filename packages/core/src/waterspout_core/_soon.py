@@ -7,21 +7,24 @@ from collections.abc import Callable
 
 
 class Soon:
-    """`soon()` has `function` called in the next turn of the running loop, once."""
+    """`soon(function)` has `function` called in the next turn of the running loop, once.
 
-    __slots__ = ("_function", "_loop")
+    It keeps no reference to it beyond that: its owner's bound method would make a cycle, and a large log would live
+    on until the garbage collector comes by, which counts objects and not bytes.
+    """
 
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
+    __slots__ = ("_loop",)
+
+    def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, function: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         # Not a flag: a loop that was closed in between has taken its callback with it.
         if self._loop is not loop:
             self._loop = loop
-            loop.call_soon(self._run)
+            loop.call_soon(self._run, function)
 
-    def _run(self) -> None:
+    def _run(self, function: Callable[[], None]) -> None:
         self._loop = None
-        self._function()
+        function()

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from ._brokers import open_pubsub
 from ._envelope import Envelope
+from ._errors import BrokerError
 from ._log import Log, MiB
 from ._message import Entry, Gap, Message, Payload, check_channel
 from ._position import Position
@@ -58,7 +59,7 @@ class BaseStore:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.subscribers: set[Subscriber] = set()
         self.log = Log()
-        self._flush_soon = Soon(self._flush)
+        self._flush_soon = Soon()
         self._published = (0, 0)  # how far the log was, in entries and bytes, when the subscribers were woken last
         self.initialize(*args, **kwargs)
 
@@ -104,7 +105,7 @@ class BaseStore:
             if long and log.when_behind == "gap":
                 self._flush()
             else:
-                self._flush_soon()
+                self._flush_soon(self._flush)
         return Position(log.epoch, offset)
 
     def publish(self) -> None:
@@ -227,7 +228,14 @@ class ChannelStore(BaseStore):
     async def ready(self) -> None:
         """Return when the broker has confirmed the subscription. Raises `BrokerError` if it refuses."""
         # Shielded: one impatient caller must not take the subscription from the others.
-        await asyncio.shield(self.subscribe())
+        ready = self.subscribe()
+        try:
+            await asyncio.shield(ready)
+        except asyncio.CancelledError:
+            # Theirs, or ours: the store was closed meanwhile, which is no reason to end whoever waits for it.
+            if ready.cancelled() and not _being_cancelled():
+                raise BrokerError(f"the channel {self.channel!r} was closed") from None
+            raise
 
     def feed(self, entry: Entry) -> None:
         """A message has come from the broker, or the news that some may have been lost."""
@@ -340,3 +348,8 @@ class RedisStore(ChannelStore):
     def _receive(self, topic: str, entry: Entry) -> None:
         if topic == self.topic:
             self.feed(entry)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

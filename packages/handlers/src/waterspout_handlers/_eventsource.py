@@ -7,7 +7,7 @@ import random
 from tornado.iostream import StreamClosedError
 
 from ._formats import EVENT_STREAMS
-from ._outlet import Outlet
+from ._outlet import Outlet, position_of
 from ._requests import RequestError, SubscriberHandler
 
 
@@ -33,7 +33,12 @@ class EventSource(SubscriberHandler):
             # Tornado would promise an HTTP/1.0 client to keep the connection, whose end is that of the stream.
             self.request.headers.pop("Connection", None)
         # Spread over time: after a restart all clients come back. It is also the early first byte that proxies need.
-        self.write(f"retry: {random.randint(1000, 3000)}\n\n")
+        head = f"retry: {random.randint(1000, 3000)}\n"
+        # Where it begins, so that whoever is cut off before the first message misses none by coming back: an event
+        # without data is not dispatched, but its id is kept (WHATWG HTML, "dispatch the event", step 1).
+        if where := position_of(cursors):
+            head += f"id: {where}\n"
+        self.write(head + "\n")
         try:
             await self.flush()
         except StreamClosedError:

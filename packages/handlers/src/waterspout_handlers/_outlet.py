@@ -87,9 +87,7 @@ class Outlet:
         frames = []
         for offset, body in enumerate(bodies, after - len(bodies) + 1):
             self._cursors[store] = offset
-            # Without those that this log lost track of: their gap has not been told yet.
-            positions = [Position(other.log.epoch, cursor) for other, cursor in self._cursors.items() if cursor >= 0]
-            frames.append(self._format.frame(body, to_id(positions)))
+            frames.append(self._format.frame(body, position_of(self._cursors)))
         self._cursors[store] = after
         return self._format.pack(frames)
 
@@ -129,3 +127,9 @@ class Outlet:
     def _catch_up(self) -> None:
         for store in self._cursors:
             self.wake(store)
+
+
+def position_of(cursors: dict[BaseStore, int]) -> str:
+    """The id that carries where a reader stands in all its logs; empty if none of them knows it."""
+    # Without those that their log lost track of: their gap has not been told yet.
+    return to_id(Position(store.log.epoch, cursor) for store, cursor in cursors.items() if cursor >= 0)

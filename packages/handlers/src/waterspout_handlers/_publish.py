@@ -17,6 +17,9 @@ from ._requests import JSONErrors, RequestError, check_wiring, foreign_page, is_
 MAX_BODY: Final = MiB
 """Bytes of a body, unless the route says otherwise."""
 
+MAX_LINES: Final = 10_000
+"""Messages of one body: they are published in one go, and nobody else is served meanwhile."""
+
 BODY_TIMEOUT: Final = 60.0
 """Seconds in which a body has to be there."""
 
@@ -122,6 +125,8 @@ class PublishHandler(JSONErrors):
             lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
             if not lines:
                 raise RequestError(400, "the body is empty: each line is a message")
+            if len(lines) > MAX_LINES:
+                raise RequestError(413, f"a request has at most {MAX_LINES} messages, this one has {len(lines)}")
             return [_from_json(line, f"line {number}") for number, line in lines], True
         return [text], False
 

@@ -9,7 +9,7 @@ from tornado.websocket import WebSocketHandler
 from waterspout_core import BaseStore
 
 from ._formats import WEBSOCKET_TEXT
-from ._outlet import Outlet
+from ._outlet import Outlet, position_of
 from ._requests import RequestError, SubscriberHandler, foreign_page, is_foreign
 
 
@@ -31,6 +31,9 @@ class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
         if origin is not None and not self.check_origin(origin):
             raise foreign_page(self)
         self._cursors = await self.open_cursors()
+        # Whoever is cut off before the first message has an id to come back with.
+        if where := position_of(self._cursors):
+            self.set_header("Last-Event-ID", where)
 
     def check_origin(self, origin: str) -> bool:
         """Whether a page of `origin` may connect: only this site's own, unless a subclass says otherwise."""

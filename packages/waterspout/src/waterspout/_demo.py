@@ -9,7 +9,7 @@ from typing import Any, Final
 import psutil
 
 from waterspout_channels import Channels
-from waterspout_core import BrokerError
+from waterspout_core import BrokerError, TooManyChannels
 
 PERIOD: Final = 1.0
 
@@ -24,7 +24,7 @@ async def publish_figures(channels: Channels) -> None:
         figures = {"demo.load": _load(), "demo.memory": _memory(), "demo.network": _network(before, now)}
         before = now
         # A broker that is away tells of it elsewhere, and the next figures come in a second.
-        with contextlib.suppress(BrokerError):
+        with contextlib.suppress(BrokerError, TooManyChannels):
             await asyncio.gather(*(channels.open(name).submit(data) for name, data in figures.items()))
 
 

@@ -13,6 +13,8 @@ from tornado.web import Application, RequestHandler, StaticFileHandler
 from waterspout_channels import Channels
 from waterspout_handlers import EventSource, JSONErrors, NotFound, Outlet, PublishHandler, WebSocketSubscriber
 
+from ._listener import Listener
+
 CONSOLE: Final = Path(__file__).parent / "console"
 
 WEBSOCKET_PING: Final = 30.0
@@ -20,6 +22,9 @@ WEBSOCKET_PING: Final = 30.0
 
 MAX_INCOMING: Final = 64 * 1024
 """Bytes of a WebSocket message from a subscriber."""
+
+MAX_OTHER_BODY: Final = 64 * 1024
+"""Bytes of a request's body where none is wanted; Tornado would hold 100 MB of it before it looks."""
 
 access_logger: Final = logging.getLogger("waterspout.access")
 
@@ -92,11 +97,17 @@ class Server:
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
-        self._http = HTTPServer(make_app(channels), xheaders=False)
+        self._http = HTTPServer(
+            make_app(channels),
+            xheaders=False,
+            # Only what is published has a body, and PublishHandler has bounds of its own.
+            max_body_size=MAX_OTHER_BODY,
+            body_timeout=10.0,
+        )
 
     def start(self, host: str, port: int) -> str:
         """Listen, and return the URL. Port 0 takes a free one. Raises `OSError`."""
-        sockets = bind_sockets(port, host)
+        sockets = [Listener(fileno=found.detach()) for found in bind_sockets(port, host)]
         self._http.add_sockets(sockets)
         self.channels.pubsub.start()  # so that trouble with the broker is told at once
         name = f"[{host}]" if ":" in host else host

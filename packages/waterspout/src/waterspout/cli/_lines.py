@@ -28,6 +28,9 @@ class Lines:
     """Standard input, read by a thread of its own, since it may be a file, a pipe or a terminal."""
 
     def __init__(self) -> None:
+        if sys.stdin is None:  # closed: its number may be somebody else's by now
+            raise BadMessage("standard input is closed: give the MESSAGE, or lines to read")
+        self._input = sys.stdin.fileno()
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[str | BadMessage | None] = asyncio.Queue()
         self._room = threading.BoundedSemaphore(MAX_WAITING)
@@ -70,8 +73,9 @@ class Lines:
 
     def _read_piece(self) -> bytes:
         try:
-            return os.read(0, 65536)
-        except OSError:  # standard input is closed: nothing comes
+            return os.read(self._input, 65536)
+        except OSError as error:
+            self._put(BadMessage(f"standard input cannot be read: {error.strerror}"))
             return b""
 
     def _put_line(self, line: bytes) -> None:

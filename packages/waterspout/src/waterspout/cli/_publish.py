@@ -175,5 +175,5 @@ def _payload(text: str, as_json: bool, place: str) -> Payload:
         return text
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage(f"{place} is not JSON: {error}") from None

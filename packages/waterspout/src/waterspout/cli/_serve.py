@@ -57,6 +57,8 @@ def serve(host: str, port: int, redis: str | None, demo: bool, loop: str, log_le
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
             runner.run(_serve(channels, host, port, demo=demo))
+        except UnicodeError:  # of a name that DNS cannot have (IDNA)
+            fail(f"{host!r} is no address of this machine: choose another with --host")
         except OSError as error:
             fail(_why_not(error, host, port))
 

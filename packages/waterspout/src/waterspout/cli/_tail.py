@@ -63,6 +63,8 @@ async def _tail(url: str, channels: tuple[str, ...], as_json: bool, last_id: str
             if away:
                 say("it is back")
             away = False
+            if connection.headers is not None:
+                last_id = last_id or connection.headers.get("Last-Event-ID")
             while (text := await connection.read_message()) is not None:
                 pause = 0.1
                 message = json.loads(text)
