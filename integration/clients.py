@@ -44,9 +44,10 @@ class EventStream:
         fields: dict[str, str] = {}
         while line := self.response.readline().decode():
             line = line.rstrip("\n")
-            if not line and "data" in fields:
+            if not line:  # an event without data is none, but its id counts
                 self.last_id = fields.get("id", self.last_id)
-                return fields
+                if "data" in fields:
+                    return fields
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if name == "data" and "data" in fields:

@@ -22,7 +22,10 @@ DEADLINE: Final = 20.0
 class ServerProcess:
     """`waterspout serve` as a process of its own, started and stopped as a user would."""
 
-    def __init__(self, log: Path, *args: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, log: Path, *args: str, environment: dict[str, str] | None = None, descriptors: int | None = None
+    ) -> None:
+        self._descriptors = descriptors
         self._log = log
         self._args = args
         self._environment = {**os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"}
@@ -35,7 +38,7 @@ class ServerProcess:
         with self._log.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "waterspout", "serve", "--port", str(self._port), *self._args],
+                [*self._limit(), sys.executable, "-m", "waterspout", "serve", "--port", str(self._port), *self._args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -44,6 +47,10 @@ class ServerProcess:
         url = self.wait_for_output(r"listens on (http://\S+)", begin)[1]
         self.url = url
         self._port = int(url.rpartition(":")[2])
+
+    def _limit(self) -> list[str]:
+        """What to start it with, so that it may have no more than so many file descriptors."""
+        return ["sh", "-c", f'ulimit -n {self._descriptors} && exec "$@"', "sh"] if self._descriptors else []
 
     @property
     def address(self) -> tuple[str, int]:
@@ -86,8 +93,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Starts server processes: `serve("--redis", url)`; they end with the test."""
     started: list[ServerProcess] = []
 
-    def start(*args: str, environment: dict[str, str] | None = None) -> ServerProcess:
-        server = ServerProcess(tmp_path / f"server-{len(started)}.log", *args, environment=environment)
+    def start(*args: str, **options: Any) -> ServerProcess:
+        server = ServerProcess(tmp_path / f"server-{len(started)}.log", *args, **options)
         started.append(server)
         return server
 

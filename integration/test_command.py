@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 from tornado.websocket import websocket_connect
 
-from integration.clients import DEADLINE, EventStream, Proxy, publish
+from integration.clients import DEADLINE, EventStream, Proxy, publish, request
 from integration.conftest import Command, Serve, ServerProcess
 
 LINES: Final = 10_000
@@ -250,6 +250,20 @@ def test_tail_resumes_after_a_cut_and_loses_and_repeats_nothing(server: ServerPr
     printed = [line.removeprefix("news: ") for line in tailing.out.splitlines() if line[-1].isdecimal()]
     assert printed == [str(number) for number in range(200)]
     assert "lost" not in tailing.err
+
+
+def test_tail_misses_nothing_when_it_is_cut_off_before_the_first_message(
+    server: ServerProcess, command: StartCommand
+) -> None:
+    with Proxy(server.address) as proxy:
+        tailing = command("tail", "news", "--url", proxy.url)
+        tailing.until(lambda: request(f"{server.url}/channels")[1]["channels"], "subscribing")
+        tailing.until(lambda: request(f"{server.url}/channels")[1]["channels"][0]["subscribers"] == 1, "subscribing")
+        tailing.process.send_signal(signal.SIGSTOP)
+        proxy.cut()
+        publish(server.url, "news", "while it was away")
+        tailing.process.send_signal(signal.SIGCONT)
+        tailing.until(lambda: tailing.out == "while it was away\n", "resuming")
 
 
 def test_tail_survives_a_restart_of_the_server_and_tells_of_the_gap(

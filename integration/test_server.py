@@ -82,6 +82,16 @@ def test_a_cut_subscriber_resumes_and_nothing_is_lost_or_repeated(server: Server
         assert [text for text in got if text[0] == channel] == [text for text in sent if text[0] == channel]
 
 
+def test_who_is_cut_off_before_the_first_message_misses_none(server: ServerProcess) -> None:
+    url = f"{server.url}/events?channel=a&channel=b"
+    with EventStream(url) as events:
+        head = b"".join(iter(events.response.readline, b"\n")).decode()
+    last_id = head.partition("id: ")[2].strip()
+    publish(server.url, "a", "while it was away")
+    with EventStream(url, last_event_id=last_id) as events:
+        assert events.data(1) == ["while it was away"]
+
+
 def test_a_position_the_server_does_not_know_is_one_gap_and_then_goes_on(server: ServerProcess) -> None:
     publish(server.url, "a", "kept")
     with EventStream(f"{server.url}/events?channel=a", last_event_id="0123456789-7") as events:
@@ -184,6 +194,16 @@ def test_it_stops_cleanly_and_its_subscribers_streams_end_in_order(
         assert events.data(1) == ["last words"]
         assert events.next() is None
     assert "has stopped" in server.output()
+
+
+def test_it_survives_running_out_of_file_descriptors(serve: Serve) -> None:
+    server = serve(descriptors=50)
+    connections = [socket.create_connection(server.address) for _ in range(60)]
+    server.wait_for_output("cannot accept connections for now")
+    for connection in connections:
+        connection.close()
+    assert request(f"{server.url}/healthz")[0] == 200
+    assert server.output().count("cannot accept") < 20
 
 
 def test_its_options_are_variables_too(serve: Serve, free_port: int) -> None:

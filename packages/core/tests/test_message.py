@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from typing import Any
 
@@ -82,6 +83,14 @@ def test_a_payload_that_contains_itself_is_refused() -> None:
 def test_event_names_that_would_forge_fields_are_refused(event: str) -> None:
     with pytest.raises(BadMessage, match="event name"):
         Message("data", event)
+
+
+def test_a_member_of_an_enumeration_is_its_value() -> None:
+    class Colour(enum.StrEnum):
+        RED = "red"
+
+    assert Message(Colour.RED) == Message("red")
+    assert Message(Colour.RED).json == '"red"'
 
 
 def test_messages_are_equal_by_payload_kind_and_event() -> None:

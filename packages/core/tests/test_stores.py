@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Awaitable
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from waterspout_core import (
     BadMessage,
     BaseStore,
+    BrokerError,
     ChannelStore,
     DataStore,
     Envelope,
@@ -344,6 +347,52 @@ def test_who_registers_when_the_broker_has_confirmed_is_told_of_none(pubsub: typ
         return await reader.until(1)
 
     assert asyncio.run(use()) == ["first"]
+
+
+def test_who_waits_for_a_store_that_is_closed_is_told() -> None:
+    async def use() -> None:
+        store = ChannelStore("news", LatePubSub(protocol=Envelope()))
+        waiting = asyncio.ensure_future(store.ready())
+        await asyncio.sleep(0)
+        store.unsubscribe()
+        with pytest.raises(BrokerError, match="closed"):
+            await waiting
+
+    asyncio.run(use())
+
+
+def test_who_stops_waiting_for_a_store_is_cancelled_and_the_others_go_on_waiting() -> None:
+    async def use() -> None:
+        pubsub = LatePubSub(protocol=Envelope())
+        store = ChannelStore("news", pubsub)
+        impatient, patient = (asyncio.ensure_future(store.ready()) for _ in range(2))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+        pubsub.confirmation.set_result(None)
+        await patient
+        assert store.subscribed
+
+    asyncio.run(use())
+
+
+def test_a_store_that_nobody_holds_any_more_is_gone_at_once_with_its_log() -> None:
+    async def use() -> None:
+        store = QueueStore()
+        Reader(store)
+        await store.submit("x" * 1000)
+        await asyncio.sleep(0)
+        store.subscribers.clear()
+        gone = weakref.ref(store)
+        del store
+        assert gone() is None  # not when the garbage collector comes by, which counts objects and not bytes
+
+    gc.disable()
+    try:
+        asyncio.run(use())
+    finally:
+        gc.enable()
 
 
 def test_a_closed_channel_store_has_left_the_broker() -> None:

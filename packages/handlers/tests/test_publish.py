@@ -317,3 +317,11 @@ async def test_a_silent_broker_is_given_up(serve: Any, channel_source: Any, monk
         response = await server.post("/channels/a", b"x")
         assert response.status == 503
         assert "0.01 s" in response.json["error"]
+
+
+async def test_more_messages_than_one_request_may_hold_are_refused_and_none_is_published(serve: Any) -> None:
+    async with serve() as server:
+        response = await server.post("/channels/a", b"1\n" * 10_001, "application/x-ndjson")
+        assert response.status == 413
+        assert "10000 messages" in response.json["error"]
+        assert (await server.post("/channels/a", b"1")).json["id"].endswith("-1")
