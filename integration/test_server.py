@@ -229,6 +229,26 @@ def test_it_warns_where_everybody_may_come(serve: Serve) -> None:
     assert "WARNING" not in serve().output()
 
 
+def get(server: ServerProcess, host: str) -> int:
+    """The status of `GET /healthz` for a request to `host`."""
+    return request(f"{server.url}/healthz", Host=host)[0]
+
+
+def test_it_answers_to_names_of_this_machine_only_unless_told_otherwise(serve: Serve) -> None:
+    server = serve("--allow-host", "Push.example.com")
+    for ours in ("localhost", "LOCALHOST:99", "127.0.0.1:80", "[::1]:80", "push.example.com"):
+        assert get(server, ours) == 200
+    for other in ("evil.example", "localhost.evil.example", "xlocalhost", "pushxexample.com", "127.0.0.1.evil.example"):
+        assert get(server, other) == 403
+    status, answer = request(f"{server.url}/channels/a", b"x", Host="evil.example", Origin="http://evil.example")
+    assert (status, "evil.example" in answer["error"]) == (403, True)
+    assert request(f"{server.url}/channels")[1] == {"channels": []}
+
+
+def test_on_all_addresses_it_answers_to_every_name(serve: Serve) -> None:
+    assert get(serve("--host", "0.0.0.0"), "any.example") == 200
+
+
 def refused_to_serve(*args: str) -> str:
     """What `waterspout serve` says when it exits with status 2."""
     result = subprocess.run(

@@ -136,6 +136,24 @@ def test_a_payload_that_cannot_be_decoded_is_dropped_and_said(caplog: pytest.Log
     asyncio.run(use())
 
 
+def test_a_protocol_that_fails_does_not_make_deaf_for_what_comes_behind(caplog: pytest.LogCaptureFixture) -> None:
+    class Careless(Envelope):
+        def decode(self, payload: bytes) -> Message:
+            return {b"good": Message("good")}[payload]
+
+    async def use() -> None:
+        pubsub = MemoryPubSub(protocol=Careless())
+        client = Client()
+        pubsub.add_client(client)
+        await pubsub.subscribe("a")
+        pubsub.publish("a", Message("bad"))
+        pubsub.publish("a", Message("good"))
+        assert await client.until(1) == [("a", Message("good"))]
+        assert "its protocol failed" in caplog.text
+
+    asyncio.run(use())
+
+
 def test_a_url_opens_the_broker_it_names() -> None:
     assert isinstance(open_pubsub("memory://"), MemoryPubSub)
     with pytest.raises(ValueError, match="ftp"):

@@ -299,6 +299,20 @@ def test_a_submission_whose_echo_was_lost_has_no_position() -> None:
     asyncio.run(use())
 
 
+def test_a_submission_that_does_not_come_back_in_time_has_no_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waterspout_core._stores.ECHO_TIMEOUT", 0.01)
+
+    async def use() -> None:
+        store = channel_store(MemoryBroker())
+        await store.ready()
+        store.pubsub._clients.clear()  # a link that has gone deaf: it is published, and nobody is told
+        assert await asyncio.gather(*(store.submit(text) for text in "abc")) == [None] * 3
+        store.pubsub.add_client(lambda name, message: store.feed(message))
+        assert await store.submit("d") == Position(store.log.epoch, 1)
+
+    asyncio.run(use())
+
+
 def test_a_cancelled_publisher_does_not_disturb_the_next() -> None:
     async def use() -> None:
         store = channel_store(MemoryBroker())

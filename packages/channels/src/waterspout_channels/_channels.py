@@ -133,10 +133,12 @@ class Channels:
         return store
 
     def _make_room(self) -> None:
-        for topic in self._idle(min(_GRACE, self.linger)):
+        idle = self._idle(min(_GRACE, self.linger))
+        if not idle:
+            raise TooManyChannels(self.max_channels)
+        # Some at a time: looking for them costs more than closing them.
+        for topic in idle[: max(1, self.max_channels // 100)]:
             self._close(topic)
-            return
-        raise TooManyChannels(self.max_channels)
 
     def _idle(self, seconds: float) -> list[str]:
         """The channels without subscribers that were not used for `seconds`, the one unused for longest first."""

@@ -108,6 +108,9 @@ class PubSub(abc.ABC):
         except ValueError as error:
             logger.warning("dropped a message on %r that cannot be decoded: %s", channel, error)
             return
+        except Exception:  # a protocol's own mistake must not make us deaf for what comes behind
+            logger.exception("dropped a message on %r: its protocol failed", channel)
+            return
         self._tell(channel, message)
 
     def _tell(self, channel: str, message: Any | Gap) -> None:

@@ -21,6 +21,10 @@ from ._soon import Soon
 logger: Final = logging.getLogger("waterspout.core")
 
 
+ECHO_TIMEOUT: Final = 1.0
+"""Seconds in which what was published should have come back from the broker."""
+
+
 class Subscriber(Protocol):
     """Whoever reads a store: a cursor, and a way to be told that there is more."""
 
@@ -207,6 +211,8 @@ class ChannelStore(BaseStore):
         self._ready: asyncio.Future[None] | None = None
         self._registered_early = False
         self._echoes: dict[Message, deque[asyncio.Future[Position | None]]] = {}
+        self._late_echoes: list[asyncio.Future[Position | None]] = []
+        self._echo_timer: asyncio.TimerHandle | None = None
 
     @property
     def subscribed(self) -> bool:
@@ -264,7 +270,8 @@ class ChannelStore(BaseStore):
         def answered(published: asyncio.Future[int]) -> None:
             error = published.exception()
             if error is None and expected and published.result() > 0:
-                return  # it is on its way back to us
+                self._expect_soon(echo)  # it is on its way back to us
+                return
             if expected and echo in self._echoes.get(message, ()):
                 self._pop_echo(message, echo)
             if not echo.done():
@@ -310,7 +317,29 @@ class ChannelStore(BaseStore):
             del self._echoes[message]
         return echo
 
+    def _expect_soon(self, echo: asyncio.Future[Position | None]) -> None:
+        """It has been published. If it does not come back, the link is down: then the position stays unknown."""
+        if not echo.done():
+            self._late_echoes.append(echo)
+            if self._echo_timer is None:
+                self._echo_timer = echo.get_loop().call_later(ECHO_TIMEOUT, self._give_up, 0)
+
+    def _give_up(self, count: int) -> None:
+        """The first `count` have waited for a whole time-out: one timer for all."""
+        for echo in self._late_echoes[:count]:
+            if not echo.done():
+                echo.set_result(None)
+        self._late_echoes = [echo for echo in self._late_echoes[count:] if not echo.done()]
+        self._echo_timer = None
+        if self._late_echoes:
+            loop = self._late_echoes[0].get_loop()
+            self._echo_timer = loop.call_later(ECHO_TIMEOUT, self._give_up, len(self._late_echoes))
+
     def _forget_echoes(self) -> None:
+        if self._echo_timer is not None:
+            self._echo_timer.cancel()
+            self._echo_timer = None
+        self._late_echoes.clear()
         echoes, self._echoes = self._echoes, {}
         for echo in itertools.chain.from_iterable(echoes.values()):
             if not echo.done():

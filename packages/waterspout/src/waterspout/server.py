@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +13,15 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, StaticFileHandler
 
 from waterspout_channels import Channels
-from waterspout_handlers import EventSource, JSONErrors, NotFound, Outlet, PublishHandler, WebSocketSubscriber
+from waterspout_handlers import (
+    EventSource,
+    JSONErrors,
+    NotFound,
+    Outlet,
+    PublishHandler,
+    RequestError,
+    WebSocketSubscriber,
+)
 
 from ._listener import Listener
 
@@ -29,7 +39,7 @@ MAX_OTHER_BODY: Final = 64 * 1024
 access_logger: Final = logging.getLogger("waterspout.access")
 
 
-class ConsolePage(StaticFileHandler):
+class ConsolePage(JSONErrors, StaticFileHandler):
     """The files of the console page; they load nothing from anywhere else, and nothing else may frame them."""
 
     def set_extra_headers(self, path: str) -> None:
@@ -70,35 +80,58 @@ def log_request(handler: RequestHandler) -> None:
     )
 
 
-def make_app(channels: Channels, **settings: Any) -> Application:
-    """The push server's routes over `channels`, as an application to run, mount or extend."""
+class OtherHost(JSONErrors):
+    """For requests to a host whose name is not ours.
+
+    A page of another site can give its own name our address, and is then this site to the browser (DNS rebinding).
+    """
+
+    def prepare(self) -> None:
+        host = self.request.host_name
+        raise RequestError(403, f"this server does not answer to the name {host!r:.80}: --allow-host lets it")
+
+
+def make_app(channels: Channels, *, hosts: Collection[str] = (), **settings: Any) -> Application:
+    """The push server's routes over `channels`, as an application to run, mount or extend.
+
+    It answers to requests for one of `hosts` only; to all where none is named.
+    """
     source = {"source": channels}
-    return Application(
-        [
-            (r"/events", EventSource, source),
-            (r"/ws", WebSocketSubscriber, source),
-            (r"/channels", ActiveChannels, {"channels": channels}),
-            (r"/channels/(.+)", PublishHandler, source),
-            (r"/healthz", Health),
-            (r"/(.*\.(?:js|css|svg))", ConsolePage, {"path": CONSOLE}),
-            (r"/()", ConsolePage, {"path": CONSOLE, "default_filename": "index.html"}),
-        ],
-        default_handler_class=NotFound,
+    application = Application(
+        default_handler_class=OtherHost if hosts else NotFound,
         log_function=log_request,
         websocket_ping_interval=WEBSOCKET_PING,
         websocket_ping_timeout=WEBSOCKET_PING,
         websocket_max_message_size=MAX_INCOMING,
         **settings,
     )
+    application.add_handlers(
+        f"({'|'.join(_host_pattern(host) for host in hosts)})" if hosts else ".*",
+        [
+            (r"/events", EventSource, source),
+            (r"/ws", WebSocketSubscriber, source),
+            (r"/channels", ActiveChannels, {"channels": channels}),
+            (r"/channels/(.+)", PublishHandler, source),
+            (r"/healthz", Health),
+            (r"/([a-z]+\.(?:js|css|svg))", ConsolePage, {"path": CONSOLE}),
+            (r"/()", ConsolePage, {"path": CONSOLE, "default_filename": "index.html"}),
+            (r".*", NotFound),
+        ],
+    )
+    return application
+
+
+def _host_pattern(host: str) -> str:
+    return re.escape(f"[{host}]" if ":" in host else host.lower())
 
 
 class Server:
-    """Serves `channels` over HTTP: `start()`, and later `await aclose()`."""
+    """Serves `channels` over HTTP, to requests for one of `hosts` (or any): `start()`, and later `await aclose()`."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, *, hosts: Collection[str] = ()) -> None:
         self.channels = channels
         self._http = HTTPServer(
-            make_app(channels),
+            make_app(channels, hosts=hosts),
             xheaders=False,
             # Only what is published has a body, and PublishHandler has bounds of its own.
             max_body_size=MAX_OTHER_BODY,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -18,10 +19,10 @@ CLEAR_LINE: Final = "\r\x1b[K"
 DEFAULT_URL: Final = "http://127.0.0.1:8888"
 
 
-def option(name: str, **settings: Any) -> Callable[[F], F]:
+def option(name: str, *names: str, **settings: Any) -> Callable[[F], F]:
     """A click option that `WATERSPOUT_<NAME>` sets as well."""
     variable = "WATERSPOUT_" + name.removeprefix("--").upper().replace("-", "_")
-    return click.option(name, envvar=variable, show_envvar=True, **settings)
+    return click.option(name, *names, envvar=variable, show_envvar=True, **settings)
 
 
 def redis_option(help: str) -> Callable[[F], F]:
@@ -32,6 +33,18 @@ def redis_option(help: str) -> Callable[[F], F]:
 def url_option(function: F) -> F:
     """`--url URL` of a running server."""
     return option("--url", default=DEFAULT_URL, show_default=True, metavar="URL", help="The running server.")(function)
+
+
+def check_url(url: str) -> str:
+    """`url` itself, if it can be a server's. Raises ValueError."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port
+        good = False
+    if not good:
+        raise ValueError(f"--url is an address like {DEFAULT_URL}, not {url!r}")
+    return url
 
 
 def say(text: str) -> None:

@@ -27,12 +27,21 @@ KEEP_UNUSED: Final = 3600.0
 
 logger: Final = logging.getLogger("waterspout.server")
 
+LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+
 LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
 
 
 @click.command()
 @option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @option("--port", default=8888, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Answer to this name too (of a proxy in front, say), when listening on this machine only.",
+)
 @redis_option("Serve the channels of this Redis, together with all other servers on it.")
 @option("--demo", is_flag=True, help="Publish this machine's load, memory and network figures every second.")
 @option(
@@ -43,7 +52,9 @@ LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
     help="Event loop.",
 )
 @option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS), help="What to report.")
-def serve(host: str, port: int, redis: str | None, demo: bool, loop: str, log_level: str) -> None:
+def serve(
+    host: str, port: int, allow_hosts: tuple[str, ...], redis: str | None, demo: bool, loop: str, log_level: str
+) -> None:
     """Start a push server; Ctrl-C stops it.
 
     Without --redis it is its own broker and needs nothing else.
@@ -56,24 +67,25 @@ def serve(host: str, port: int, redis: str | None, demo: bool, loop: str, log_le
     factory = _loop_factory(loop)
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            runner.run(_serve(channels, host, port, demo=demo))
+            runner.run(_serve(channels, host, port, allow_hosts, demo=demo))
         except UnicodeError:  # of a name that DNS cannot have (IDNA)
             fail(f"{host!r} is no address of this machine: choose another with --host")
         except OSError as error:
             fail(_why_not(error, host, port))
 
 
-async def _serve(channels: Channels, host: str, port: int, *, demo: bool) -> None:
+async def _serve(channels: Channels, host: str, port: int, allow_hosts: tuple[str, ...], *, demo: bool) -> None:
     stopped = asyncio.Event()
     _on_signals(stopped.set)
-    server = Server(channels)
+    loopback = _is_loopback(host)
+    server = Server(channels, hosts=(*LOOPBACK_NAMES, host, *allow_hosts) if loopback else allow_hosts)
     try:
         url = server.start(host, port)
         loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
         click.echo(
             f"Waterspout {__version__} listens on {url} (broker: {channels.pubsub}, loop: {loop}); Ctrl-C stops it"
         )
-        if not _is_loopback(host):
+        if not loopback:
             logger.warning("there is no authentication: whoever reaches %s may read and publish every channel", url)
         async with contextlib.AsyncExitStack() as stack:
             if demo:

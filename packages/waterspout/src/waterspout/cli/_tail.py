@@ -16,7 +16,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketError, websock
 
 from waterspout_core import GAP_EVENT, check_channel, from_id, to_json
 
-from ._options import fail, say, url_option
+from ._options import check_url, fail, say, url_option
 
 
 @click.command()
@@ -35,8 +35,7 @@ def tail(channels: tuple[str, ...], url: str, as_json: bool, last_event_id: str 
             check_channel(channel)
         if last_event_id:
             from_id(last_event_id)
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"--url is an address like http://127.0.0.1:8888, not {url!r}")
+        check_url(url)
         asyncio.run(_tail(url, channels, as_json, last_event_id))
     except ValueError as error:
         fail(str(error))

@@ -12,6 +12,8 @@ from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPResponse
 from waterspout_channels import Channels
 from waterspout_core import BrokerError, Payload, to_json
 
+from ._options import check_url
+
 
 class Refused(Exception):
     """The other side understood, and will not have it: trying again is no use."""
@@ -43,8 +45,7 @@ class ServerTarget:
     """A running Waterspout server, by HTTP."""
 
     def __init__(self, url: str, channel: str, event: str | None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"--url is an address like http://127.0.0.1:8888, not {url!r}")
+        check_url(url)
         query = "?" + urlencode({"event": event}) if event else ""
         self._url = url
         self._address = f"{url.rstrip('/')}/channels/{quote(channel, safe='')}{query}"
