@@ -172,12 +172,13 @@ async def main(rounds: int, scale: float, loop_name: str) -> None:
         for number in range(rounds):
             for title, work in workloads:
                 for client in clients:
-                    print(f"\rround {number + 1} of {rounds}: {title}, {client.name} …\033[K", end="", file=sys.stderr)
+                    progress(f"round {number + 1} of {rounds}: {title}, {client.name} …")
                     try:
                         figures[title, client.name].append(await work(client))
                     except Exception as error:
-                        print(f"\r{client.name} cannot do {title}: {error!r}\033[K", file=sys.stderr)
-        print("\r\033[K", end="", file=sys.stderr)
+                        progress("")
+                        print(f"{client.name} cannot do {title}: {error!r}", file=sys.stderr)
+        progress("")
     print(f"{servers[0]}, Python {sys.version.split()[0]}, {loop_name} loop, medians of {rounds} rounds\n")
     print("| | client | op/s | CPU per op, µs | times slower than ours |\n| --- | --- | ---: | ---: | ---: |")
     for title, _ in workloads:
@@ -191,6 +192,12 @@ async def main(rounds: int, scale: float, loop_name: str) -> None:
             cpu = statistics.median(figure.cpu for figure in taken)
             ratio = "" if client is clients[0] else f"{ours / rate:.1f}"
             print(f"| {first} | {named(client)} | {rate:,.0f} | {cpu:.1f} | {ratio} |")
+
+
+def progress(text: str) -> None:
+    """Show what is being done, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def named(client: Any) -> str:
