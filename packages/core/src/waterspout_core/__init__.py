@@ -1,6 +1,7 @@
 """A channel is a log, a store keeps the log, a subscriber is a cursor in it."""
 
 from ._brokers import open_pubsub
+from ._channel_stores import ChannelStore, RedisStore
 from ._envelope import Envelope
 from ._errors import BadChannel, BadMessage, BadPosition, BrokerError, TooManyChannels, WaterspoutError
 from ._log import Log, MiB
@@ -8,7 +9,7 @@ from ._memory import MemoryBroker, MemoryPubSub
 from ._message import GAP_EVENT, Entry, Gap, Message, Payload, check_channel, check_event, to_json
 from ._position import Position, from_id, new_epoch, to_id
 from ._pubsub import PubSub, PubSubProtocol
-from ._stores import BaseStore, ChannelStore, DataStore, QueueStore, RedisStore, Source, Subscriber
+from ._stores import BaseStore, DataStore, QueueStore, Source, Subscriber
 
 __all__ = [
     "GAP_EVENT",
