@@ -60,8 +60,8 @@ class Channels:
         self.max_channels = max_channels
         self.max_total_bytes = max_total_bytes
         self._bounds = {"max_messages": max_messages, "max_bytes": max_bytes}
-        self._stores: dict[str, ChannelStore] = {}  # by topic, the least recently used first
-        self._used: dict[str, float] = {}
+        self._stores: dict[str, ChannelStore] = {}  # by topic, the one opened last at the end
+        self._used: dict[str, float] = {}  # when last, by topic
         self._closed = False
         self._sweep: asyncio.TimerHandle | None = None
         pubsub.add_client(self._receive)
@@ -92,7 +92,7 @@ class Channels:
         if self._closed:
             raise BrokerError("these channels are closed")
         topic = self.prefixed(check_channel(channel))
-        # Taken out and put in again: the order is that of use.
+        # Taken out and put in again: the order is that of opening, where the clock is too coarse to tell.
         store = self._stores.pop(topic, None) or self._new(topic)
         self._stores[topic] = store
         self._used[topic] = time.monotonic()

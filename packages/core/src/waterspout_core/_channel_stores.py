@@ -42,7 +42,7 @@ class ChannelStore(BaseStore):
         self._ready: asyncio.Future[None] | None = None
         self._registered_early = False
         self._echoes: dict[Message, deque[asyncio.Future[Position | None]]] = {}
-        self._late_echoes: list[asyncio.Future[Position | None]] = []
+        self._late_echoes: list[tuple[Message, asyncio.Future[Position | None]]] = []
         self._echo_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -80,7 +80,8 @@ class ChannelStore(BaseStore):
         if isinstance(entry, Gap):
             self._forget_echoes()
         elif self._echoes and entry in self._echoes:
-            echo = self._pop_echo(entry)
+            echo = self._echoes[entry][0]
+            self._drop_echo(entry, echo)
             if not echo.done():
                 echo.set_result(position)
 
@@ -101,10 +102,9 @@ class ChannelStore(BaseStore):
         def answered(published: asyncio.Future[int]) -> None:
             error = published.exception()
             if error is None and expected and published.result() > 0:
-                self._expect_soon(echo)  # it is on its way back to us
+                self._expect_soon(message, echo)  # it is on its way back to us
                 return
-            if expected and echo in self._echoes.get(message, ()):
-                self._pop_echo(message, echo)
+            self._drop_echo(message, echo)
             if not echo.done():
                 if error is None:
                     echo.set_result(None)
@@ -135,35 +135,32 @@ class ChannelStore(BaseStore):
             self._registered_early = False
             self.append(Gap())
 
-    def _pop_echo(
-        self, message: Message, echo: asyncio.Future[Position | None] | None = None
-    ) -> asyncio.Future[Position | None]:
-        """Take `echo`, or the oldest one that waits for `message`, out of those that wait."""
-        waiting = self._echoes[message]
-        if echo is None:
-            echo = waiting.popleft()
-        else:
-            waiting.remove(echo)
-        if not waiting:
-            del self._echoes[message]
-        return echo
+    def _drop_echo(self, message: Message, echo: asyncio.Future[Position | None]) -> None:
+        """`echo`, if it still waits for `message` to come back, waits no more."""
+        waiting = self._echoes.get(message, ())
+        if echo in waiting:
+            self._echoes[message].remove(echo)
+            if not waiting:
+                del self._echoes[message]
 
-    def _expect_soon(self, echo: asyncio.Future[Position | None]) -> None:
+    def _expect_soon(self, message: Message, echo: asyncio.Future[Position | None]) -> None:
         """It has been published. If it does not come back, the link is down: then the position stays unknown."""
         if not echo.done():
-            self._late_echoes.append(echo)
+            self._late_echoes.append((message, echo))
             if self._echo_timer is None:
                 self._echo_timer = echo.get_loop().call_later(ECHO_TIMEOUT, self._give_up, 0)
 
     def _give_up(self, count: int) -> None:
         """The first `count` have waited for a whole time-out: one timer for all."""
-        for echo in self._late_echoes[:count]:
+        for message, echo in self._late_echoes[:count]:
+            # However long the link stays down while publishing works, what waits for it does not pile up.
+            self._drop_echo(message, echo)
             if not echo.done():
                 echo.set_result(None)
-        self._late_echoes = [echo for echo in self._late_echoes[count:] if not echo.done()]
+        self._late_echoes = [late for late in self._late_echoes[count:] if not late[1].done()]
         self._echo_timer = None
         if self._late_echoes:
-            loop = self._late_echoes[0].get_loop()
+            loop = self._late_echoes[0][1].get_loop()
             self._echo_timer = loop.call_later(ECHO_TIMEOUT, self._give_up, len(self._late_echoes))
 
     def _forget_echoes(self) -> None:

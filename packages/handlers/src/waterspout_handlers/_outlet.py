@@ -58,8 +58,7 @@ class Outlet:
 
     def close(self) -> None:
         """The peer has gone, or has to: follow the stores no more."""
-        for store in self._cursors:
-            store.deregister(self)
+        self.leave()
         self._stream.close()
 
     def end(self) -> None:

@@ -65,6 +65,3 @@ class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
     def on_close(self) -> None:
         if self._outlet is not None:
             self._outlet.close()
-
-    def data_received(self, chunk: bytes) -> Any:
-        """A WebSocket request has no body."""

@@ -40,7 +40,7 @@ LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
     "allow_hosts",
     multiple=True,
     metavar="NAME",
-    help="Answer to this name too (of a proxy in front, say), when listening on this machine only.",
+    help="Answer to requests for this name (of a proxy in front, say); on this machine's own addresses to theirs too.",
 )
 @redis_option("Serve the channels of this Redis, together with all other servers on it.")
 @option("--demo", is_flag=True, help="Publish this machine's load, memory and network figures every second.")
