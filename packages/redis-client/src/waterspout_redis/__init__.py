@@ -1,7 +1,8 @@
 """A fast asyncio client for Redis and Valkey: `Client` for commands, `PubSubClient` for receiving messages."""
 
 from ._address import Address
-from ._client import Client
+from ._client import BULK, Client
+from ._dedicated import DedicatedClient
 from ._errors import (
     AskError,
     AuthenticationError,
@@ -21,21 +22,28 @@ from ._errors import (
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
+    PoolTimeout,
     ProtocolError,
     ReadOnlyError,
     RedisError,
     ResponseError,
     TryAgainError,
     UnknownProtocolError,
+    UsageError,
+    WatchError,
     WrongPasswordError,
     WrongTypeError,
 )
-from ._link import Gap, Item, PubSubState
+from ._inbox import Gap, Item
 from ._pipeline import Pipeline
+from ._pool import ClientPool
 from ._pubsub import PubSubClient
+from ._scripts import Caller, Library, Script
 from ._session import PubSubMessage
+from ._state import LinkState
 
 __all__ = [
+    "BULK",
     "Address",
     "AskError",
     "AuthenticationError",
@@ -43,15 +51,20 @@ __all__ = [
     "BusyError",
     "BusyGroupError",
     "CallTimeout",
+    "Caller",
     "Client",
+    "ClientPool",
     "ClosedError",
     "ClusterDownError",
     "ConnectError",
     "ConnectionLost",
     "CrossSlotError",
+    "DedicatedClient",
     "ExecAbortError",
     "Gap",
     "Item",
+    "Library",
+    "LinkState",
     "LoadingError",
     "MasterDownError",
     "MovedError",
@@ -59,15 +72,18 @@ __all__ = [
     "NoScriptError",
     "OutOfMemoryError",
     "Pipeline",
+    "PoolTimeout",
     "ProtocolError",
     "PubSubClient",
     "PubSubMessage",
-    "PubSubState",
     "ReadOnlyError",
     "RedisError",
     "ResponseError",
+    "Script",
     "TryAgainError",
     "UnknownProtocolError",
+    "UsageError",
+    "WatchError",
     "WrongPasswordError",
     "WrongTypeError",
     "__version__",

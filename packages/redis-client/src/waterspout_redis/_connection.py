@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
-from collections.abc import Iterable, Sequence
+from asyncio import Future
+from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
 from ._encoding import pack
-from ._errors import ClosedError, ConnectError, ConnectionLost, RedisError, ResponseError, UnknownProtocolError
+from ._errors import (
+    ClosedError,
+    ConnectError,
+    ConnectionLost,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    UnknownProtocolError,
+)
 from ._options import ConnectionOptions
 from ._session import PubSubMessage, Push, Session
-from ._slots import Call, PipelineCall, Slot
+from ._slots import PipelineCall, Slot, fail
 
 # As much as one read may bring. Larger reads make hiredis slower, not faster.
 _READ_BUFFER: Final = 128 * 1024
@@ -38,8 +46,11 @@ class Owner(Protocol):
     def has_room(self) -> None:
         """Replies came in, or the socket takes data again."""
 
+    def refused_to_write(self) -> None:
+        """The server answered READONLY."""
+
     def connection_lost(self, error: RedisError) -> None:
-        """The connection ended, and why; all its slots have been told."""
+        """The connection ended, and why. The owner sees to the slots that were not answered."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -59,11 +70,10 @@ class Connection(asyncio.BufferedProtocol):
         self._health_due = 0.0
         self._last_received = self._waiting_since = self._loop.time()
         self._reading = True
-        # Where in the stream of replies each piece that was written is answered, and its size.
-        self._pieces: deque[tuple[int, int]] = deque()
-        self._sent = 0
-        self.in_flight_bytes = 0
-        """Bytes of commands that were written and not all answered yet, counted by whole pieces."""
+        self.sent = 0
+        """How many replies were asked for, ever."""
+        self.quiet_until = 0.0
+        """The server may owe a reply until then (in the loop's time) without a sign of life: a command blocks."""
         self.writable = True
         """False while the transport holds more than it should: write nothing then."""
 
@@ -122,14 +132,9 @@ class Connection(asyncio.BufferedProtocol):
 
         self._step = "CLIENT SETINFO"
         done = self._loop.create_future()
-        told = PipelineCall(
-            pack(("CLIENT", "SETINFO", "LIB-NAME", "waterspout-redis"))
-            + pack(("CLIENT", "SETINFO", "LIB-VER", __version__)),
-            2,
-            done,
-            None,
-        )
-        self.write(told.command, (told, told))
+        told = PipelineCall(2, done, None)
+        name = pack(("CLIENT", "SETINFO", "LIB-NAME", "waterspout-redis"))
+        self.write(name + pack(("CLIENT", "SETINFO", "LIB-VER", __version__)), (told, told))
         await done
 
     async def _hello(self) -> bool:
@@ -152,19 +157,20 @@ class Connection(asyncio.BufferedProtocol):
     async def _ask(self, *command: str | int) -> Any:
         self._step = "CLIENT SETNAME" if command[0] == "CLIENT" else str(command[0])
         future = self._loop.create_future()
-        packed = pack(command)
-        self.write(packed, (Call(packed, future, None),))
+        self.write(pack(command), (future,))
         return await future
 
     # Writing
 
-    def __len__(self) -> int:
+    @property
+    def in_flight(self) -> int:
         """How many replies are awaited."""
         return len(self._session)
 
-    def awaited(self) -> Iterable[Slot]:
-        """The slots that were not answered yet, oldest first."""
-        return self._session.slots()
+    @property
+    def answered(self) -> int:
+        """How many replies came, ever."""
+        return self.sent - len(self._session)
 
     def write(self, commands: bytes, slots: Sequence[Slot]) -> None:
         """Send packed commands; one reply goes to each of `slots`, in their order."""
@@ -179,9 +185,7 @@ class Connection(asyncio.BufferedProtocol):
     def _write(self, commands: bytes, count: int) -> None:
         if not self._session:
             self._waiting_since = self._loop.time()
-        self._sent += count
-        self._pieces.append((self._sent, len(commands)))
-        self.in_flight_bytes += len(commands)
+        self.sent += count
         assert self._transport is not None
         self._transport.write(commands)
 
@@ -216,11 +220,13 @@ class Connection(asyncio.BufferedProtocol):
         self._error = error
         if self._health_timer is not None:
             self._health_timer.cancel()
-        for slot in self._session.abandon():
-            slot.fail(_unanswered(error))
+        slots = self._session.abandon()
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.connection_lost(error)
+            return
+        for slot in slots:
+            fail(slot, error)
 
     # Health
 
@@ -239,17 +245,21 @@ class Connection(asyncio.BufferedProtocol):
             self._look_again_at(now + interval)
             return
         awaited = len(self._session) > 0
+        if awaited and now < self.quiet_until:
+            self._look_again_at(min(self.quiet_until, now + interval))
+            return
         since = max(self._last_received, self._waiting_since) if awaited else self._last_received
         if now < since + interval:
             self._look_again_at(since + interval)
         elif awaited:
             silent = now - self._last_received
-            self.abort(self._lost(f"the server has sent nothing for {silent:.1f} s"))
+            self.abort(self.lost(f"the server has sent nothing for {silent:.1f} s"))
         else:
             self.write(_PING, (_Ignored(),))
             self._look_again_at(now + interval)
 
-    def _lost(self, why: str) -> ConnectionLost:
+    def lost(self, why: str) -> ConnectionLost:
+        """To `abort` it with."""
         return ConnectionLost(f"connection to {self._options.address} lost: {why}", maybe_executed=False)
 
     # What asyncio calls
@@ -261,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(_WRITE_HIGH_WATER)
-        _tune(transport.get_extra_info("socket"), self._options.health_check_interval)
+        _tune(transport.get_extra_info("socket"), self._options.keepalive)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -272,36 +282,42 @@ class Connection(asyncio.BufferedProtocol):
             self._receive(nbytes)
         except Exception as error:
             self._loop.call_exception_handler({"message": "error in a Redis connection", "exception": error})
-            self.abort(self._lost(f"internal error: {error!r}"))
+            self.abort(self.lost(f"internal error: {error!r}"))
 
     def _receive(self, nbytes: int) -> None:
         self._last_received = self._loop.time()
         session, owner = self._session, self._owner
         size = nbytes
+        event: Any  # told apart by identity: this is the hot path
         for event in session.receive(self._buffer[:nbytes]):
-            if isinstance(event, tuple):
+            if event.__class__ is tuple:
                 slot, reply = event
-                slot.resolve(reply)
+                if slot.__class__ is not Future:
+                    slot.resolve(reply)
+                elif not slot.done():
+                    if isinstance(reply, ResponseError):
+                        slot.set_exception(reply)
+                    else:
+                        slot.set_result(reply)
+                if reply.__class__ is ReadOnlyError and owner is not None:
+                    owner.refused_to_write()
             elif owner is None or self._error is not None:
                 continue
-            elif isinstance(event, Push):
-                owner.push_received(event)
-            else:
+            elif event.__class__ is list:
                 owner.messages_received(event, size)
                 size = 0
-        pieces, answered = self._pieces, self._sent - len(session)
-        while pieces and pieces[0][0] <= answered:
-            self.in_flight_bytes -= pieces.popleft()[1]
+            else:
+                owner.push_received(event)
         if session.failure is not None:
             self.abort(session.failure)
-        elif owner is not None:
+        elif owner is not None and self._error is None:
             owner.has_room()
 
     def eof_received(self) -> None:
-        self._end(self._lost("the server closed it"))
+        self._end(self.lost("the server closed it"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(self._lost(str(exc) or type(exc).__name__ if exc else "it was closed"))
+        self._end(self.lost(str(exc) or type(exc).__name__ if exc else "it was closed"))
         if not self._released.done():
             self._released.set_result(None)
 
@@ -324,21 +340,13 @@ class _Ignored:
     def fail(self, error: RedisError) -> None: ...
 
 
-def _unanswered(error: RedisError) -> RedisError:
-    """What to tell a command that was written; each gets its own, since each is raised somewhere else."""
-    if isinstance(error, ClosedError):
-        return ClosedError(maybe_executed=True)
-    reason = error.reason if isinstance(error, ConnectionLost) else str(error)
-    lost = ConnectionLost(reason, maybe_executed=True)
-    lost.__cause__ = None if isinstance(error, ConnectionLost) else error
-    return lost
-
-
-def _tune(sock: socket.socket | None, interval: float) -> None:
+def _tune(sock: socket.socket | None, keepalive: float | None) -> None:
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    seconds = max(1, round(interval))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if keepalive is None:
+        return
+    seconds = max(1, round(keepalive))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", seconds),

@@ -8,6 +8,9 @@
     ├── ConnectionLost              the connection ended before the answer came
     ├── CallTimeout (TimeoutError)  the answer did not come in time
     ├── ClosedError                 the client was closed by its owner
+    ├── PoolTimeout (TimeoutError)  no connection of a pool became free in time
+    ├── UsageError (ValueError)     the command cannot be used like this on this connection
+    ├── WatchError                  a watched key was changed: the transaction was not executed
     ├── ProtocolError               the server sent something that is not RESP; the connection is given up
     └── ResponseError               the server answered with an error; .code is its first word
         ├── AskError                ASK: cluster, the slot is on its way to another node
@@ -34,7 +37,7 @@ A wrong argument is a plain ``TypeError`` (see `_encoding`), raised before anyth
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 
 class RedisError(Exception):
@@ -65,11 +68,13 @@ class ConnectionLost(RedisError):
     """The connection ended, for `reason`, before the answer came.
 
     Raised by a call, `maybe_executed` is True. As the news of a client's link it belongs to no command, and is False.
+    ``replies`` are those of a pipeline that came before the end.
     """
 
     def __init__(self, reason: str, *, maybe_executed: bool) -> None:
         super().__init__(f"{reason}; the command may have been executed" if maybe_executed else reason)
         self.reason, self.maybe_executed = reason, maybe_executed
+        self.replies: list[Any] = []
 
 
 class CallTimeout(RedisError, TimeoutError):
@@ -86,7 +91,26 @@ class ClosedError(RedisError):
 
     def __init__(self, reason: str = "the client is closed", *, maybe_executed: bool = False) -> None:
         super().__init__(f"{reason}; the command may have been executed" if maybe_executed else reason)
-        self.maybe_executed = maybe_executed
+        self.reason, self.maybe_executed = reason, maybe_executed
+
+
+class PoolTimeout(RedisError, TimeoutError):
+    """Every connection that there may be is in use, and none was given back within `seconds`. Nothing was sent."""
+
+    def __init__(self, seconds: float, size: int) -> None:
+        super().__init__(f"none of the {size} connections was given back within {seconds:g} s; nothing was sent")
+        self.seconds, self.size = seconds, size
+
+
+class UsageError(RedisError, ValueError):
+    """The client cannot be used like this; the message says what to do instead. Nothing was sent."""
+
+
+class WatchError(RedisError):
+    """A key that is watched was changed by somebody else, so nothing of the transaction was executed."""
+
+    def __init__(self) -> None:
+        super().__init__("a watched key was changed: nothing of the transaction was executed, read again and retry")
 
 
 class ProtocolError(RedisError):
@@ -201,3 +225,14 @@ def response_error(message: str) -> ResponseError:
     A plain function on purpose: hiredis never lets go of a bound method given as its ``replyError``.
     """
     return _BY_CODE.get(message.partition(" ")[0], ResponseError)(message)
+
+
+def unanswered(error: RedisError, *, maybe_executed: bool) -> RedisError:
+    """What to tell one command whose connection ended with `error`: an error of its own, raised by it alone."""
+    if isinstance(error, ClosedError):
+        return ClosedError(error.reason, maybe_executed=maybe_executed)
+    lost = ConnectionLost(
+        error.reason if isinstance(error, ConnectionLost) else str(error), maybe_executed=maybe_executed
+    )
+    lost.__cause__ = None if isinstance(error, ConnectionLost) else error
+    return lost

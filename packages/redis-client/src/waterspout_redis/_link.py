@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio import AbstractEventLoop, Future, Task
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from ._backoff import Backoff
 from ._connection import Connection
 from ._encoding import pack
-from ._errors import ClosedError, ConnectError, ConnectionLost, RedisError, ResponseError
+from ._errors import CallTimeout, ClosedError, ConnectError, ConnectionLost, RedisError, ResponseError
+from ._inbox import Gap, Item
+from ._listeners import Listeners
 from ._options import ConnectionOptions
+from ._probe import Probes
 from ._session import PubSubMessage, Push
+from ._slots import Slot
+from ._state import LinkState
 from ._subscriptions import Command, Subscriptions
 
 logger: Final = logging.getLogger("waterspout.redis")
@@ -28,46 +31,27 @@ logger: Final = logging.getLogger("waterspout.redis")
 _PING: Final = pack(("PING",))
 
 # The codes with which a server refuses the names themselves. With any other it cannot do anything now: try later.
-_REFUSALS: Final = frozenset({"ERR", "NOPERM"})
+# CROSSSLOT refuses only their company: shard channels of several slots in one command.
+_REFUSALS: Final = frozenset({"CROSSSLOT", "ERR", "MOVED", "NOPERM"})
 
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Messages may have been lost: the link was away for `seconds`. It is back, with all that is desired; what is
-    published from now on comes after this."""
-
-    seconds: float
-
-
-Item: TypeAlias = PubSubMessage | Gap
-
-
-class PubSubState(Enum):
-    """Of the link to the server."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    """Everything desired is subscribed and confirmed."""
-    DISCONNECTED = "disconnected"
-    """Nothing was asked for yet, or waiting to try again."""
-    CLOSED = "closed"
+# What came while subscriptions are being restored waits for the gap that it comes after, up to so many bytes.
+_MAX_HELD: Final = 1024 * 1024
 
 
 class Link:
-    """One event loop's worth of connections. `deliver` takes what was received, with its size in bytes, and returns
-    whether there is room for more; `resume` is to be called when there is again."""
+    """One event loop's worth of connections, which ask for all `subscriptions` and give what comes to `listeners`."""
 
     def __init__(
         self,
         options: ConnectionOptions,
-        channels: Subscriptions,
-        patterns: Subscriptions,
-        deliver: Callable[[list[Item], int], bool],
-        on_state: Callable[[PubSubState, RedisError | None], None],
+        subscriptions: Sequence[Subscriptions],
+        listeners: Listeners,
+        on_state: Callable[[LinkState, RedisError | None], None],
     ) -> None:
         self._options = options
-        self._channels, self._patterns = channels, patterns
-        self._deliver, self._on_state = deliver, on_state
+        self._probes = Probes()
+        self._users, self._all = subscriptions, (*subscriptions, self._probes.subscriptions)
+        self._listeners, self._on_state = listeners, on_state
         self._backoff = Backoff()
         self._ever_confirmed = False
         self._away_since: float | None = None
@@ -84,11 +68,13 @@ class Link:
 
     def _forget(self) -> None:
         """Nothing of what this connection was asked for holds any more."""
-        # What must be answered before the link counts as restored; messages are held back until then.
+        # What must be answered before the link counts as restored. If a gap is due then, messages are held until then.
         self._restoring: set[object] = set()
-        self._held: list[tuple[list[Item], int]] = []
         self._gap_due = False
-        for kind in (self._channels, self._patterns):
+        self._held: list[tuple[list[Item], int]] = []
+        self._held_bytes = 0
+        self._stopped = False
+        for kind in self._all:
             kind.link_lost()
 
     def enter_loop(self) -> AbstractEventLoop:
@@ -114,13 +100,20 @@ class Link:
             self._flush_scheduled = True
             loop.call_soon(self._flush)
 
-    def resume(self) -> None:
-        """There is room again: go on reading."""
-        if self._connection is not None:
+    def stop_or_go_on_reading(self) -> None:
+        """Stop while no listener has room. Not while users wait for a confirmation, though: it comes the same way,
+        and who waits for it may be the one to make room."""
+        stop = self._listeners.full and not (self._restoring or any(kind.awaits_answers for kind in self._users))
+        if stop is self._stopped or self._connection is None:
+            return
+        self._stopped = stop
+        if stop:
+            self._connection.pause_reading()
+        else:
             self._connection.resume_reading()
 
     async def aclose(self) -> None:
-        """End it, and return when the socket is given back."""
+        """End it for good, and return when the socket is given back."""
         self.enter_loop()
         supervisor, connection = self._supervisor, self._connection
         if supervisor is not None:
@@ -128,10 +121,42 @@ class Link:
             await asyncio.wait((supervisor,))
         if connection is not None:
             await connection.wait_released()
+        for kind in self._all:
+            kind.close(ClosedError())
 
     @property
     def is_open(self) -> bool:
         return self._connection is not None
+
+    async def probe(self, publish: Callable[[bytes], Awaitable[Any]], seconds: float) -> float:
+        """See `PubSubClient.probe`; `publish` sends something to a channel."""
+        loop = self.enter_loop()
+        self.start()
+        probe = self._probes.begin()
+        self.flush_soon()
+        deadline, publishing = asyncio.timeout(seconds), False
+        try:
+            async with deadline:
+                await probe.confirmed
+                began, publishing = loop.time(), True
+                await publish(probe.channel)
+                publishing = False
+                if (error := await probe.token) is not None:
+                    raise error
+                return loop.time() - began
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            # Nothing is wrong with the link if the token was not published, or if it is we who do not read.
+            if publishing or self._stopped:
+                raise CallTimeout(seconds, maybe_executed=True) from None
+            reason = f"{self._options.address} delivers nothing: no probe came back within {seconds:g} s"
+            if self._connection is not None:
+                self._connection.abort(ConnectionLost(reason, maybe_executed=False))
+            raise ConnectionLost(reason, maybe_executed=False) from None
+        finally:
+            self._probes.finish(probe)
+            self.flush_soon()
 
     # The life of the link
 
@@ -150,19 +175,19 @@ class Link:
                 if not self._outage_told:
                     self._outage_told = True
                     logger.warning("%s; trying again in %.1f s, then less and less often", error, delay)
-                self._on_state(PubSubState.DISCONNECTED, error)
+                self._on_state(LinkState.DISCONNECTED, error)
                 await asyncio.sleep(delay)
         finally:
             # Closed, or the event loop shuts down: either way the socket is given back.
             self._supervisor = None
             if self._connection is not None:
                 self._connection.abort(ClosedError())
-            self._on_state(PubSubState.DISCONNECTED, None)
+            self._on_state(LinkState.DISCONNECTED, None)
 
     async def _live(self) -> RedisError:
         """One connection from its making to its end, and why it ended."""
         assert self._loop is not None
-        self._on_state(PubSubState.CONNECTING, None)
+        self._on_state(LinkState.CONNECTING, None)
         if self._away_since is None:
             self._away_since = self._loop.time()
         self._ended = self._loop.create_future()
@@ -177,18 +202,19 @@ class Link:
         barrier = _Waiter(self._restored)
         self._restoring = {barrier}
         self._gap_due = self._ever_confirmed
-        for kind in (self._channels, self._patterns):
+        for kind in self._all:
             self._send(connection, kind, kind.commands())
         # With nothing to restore, this is what shows that the link works.
         connection.write(_PING, (barrier,))
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        for kind in (self._channels, self._patterns):
+        for kind in self._all:
             if self._connection is None:
                 kind.settle_without_link()
             else:
                 self._send(self._connection, kind, kind.commands())
+        self.stop_or_go_on_reading()
 
     def _send(self, connection: Connection, kind: Subscriptions, commands: list[Command]) -> None:
         for command in commands:
@@ -202,7 +228,7 @@ class Link:
         if connection is None:
             return
         if not isinstance(reply, ResponseError):
-            self._ever_confirmed = True
+            self._ever_confirmed = self._ever_confirmed or kind in self._users
             kind.confirmed(command)
         elif reply.code in _REFUSALS:
             again = kind.refused(command, reply)
@@ -213,6 +239,7 @@ class Link:
             connection.abort(reply)
             return
         self._restored(waiter, reply)
+        self.stop_or_go_on_reading()
 
     def _restored(self, waiter: _Waiter, reply: Any) -> None:
         """One more piece of the desired state is back; with the last one the link is."""
@@ -229,38 +256,55 @@ class Link:
             self._outage_told = False
             logger.info("%s is back after %.1f s", self._options.address, seconds)
         if self._gap_due:
-            self._put([Gap(seconds)], 0)
+            self._gap_due = False
+            self._deliver([Gap(seconds)], 0, keep=True)
         held, self._held = self._held, []
         for batch, size in held:
-            self._put(batch, size)
-        self._on_state(PubSubState.CONNECTED, None)
+            self._deliver(batch, size)
+        self._on_state(LinkState.CONNECTED, None)
 
-    def _put(self, batch: list[Item], size: int) -> None:
-        if not self._deliver(batch, size) and self._connection is not None:
-            self._connection.pause_reading()
+    def _deliver(self, batch: list[Item], size: int, *, keep: bool = False) -> None:
+        self._listeners.put(batch, size, keep=keep or self._stopped)
+        self.stop_or_go_on_reading()
 
     # What the connection tells its owner
 
     def messages_received(self, messages: list[PubSubMessage], size: int) -> None:
+        # Of a message that took several reads, only the last was counted.
+        size = max(size, len(messages[0].data))
+        if self._probes:
+            messages = self._probes.without_tokens(messages)
         batch: list[Item] = messages  # type: ignore[assignment]  # handed over: nobody else keeps it
-        if self._restoring:
-            self._held.append((batch, size))
-        else:
-            self._put(batch, size)
+        if not batch:
+            return
+        if not self._gap_due:
+            self._deliver(batch, size)
+            return
+        if self._held_bytes + size > _MAX_HELD:
+            # The gap that will come first stands for the oldest of them, too.
+            self._held.clear()
+            self._held_bytes = 0
+        self._held.append((batch, size))
+        self._held_bytes += size
 
     def push_received(self, push: Push) -> None:
-        kind = {b"unsubscribe": self._channels, b"punsubscribe": self._patterns}.get(push.kind)
-        if kind is not None and self._connection is not None and push.data and kind.asked(push.data[0]):
+        if self._connection is None or not push.data:
+            return
+        if any(push.kind == kind.unsubscribe and kind.asked(push.data[0]) for kind in self._all):
             # Not what we want, and messages may be missing by now: a fresh connection puts both right.
             reason = f"{self._options.address} ended the subscription of {push.data[0]!r}"
             self._connection.abort(ConnectionLost(reason, maybe_executed=False))
 
+    def refused_to_write(self) -> None:
+        """Nothing is written here."""
+
     def has_room(self) -> None:
         """Subscribing is not bounded: each name is held in memory anyway."""
 
-    def connection_lost(self, error: RedisError) -> None:
+    def connection_lost(self, error: RedisError, slots: Sequence[Slot] = ()) -> None:
         assert self._loop is not None
         self._connection = None
+        self._probes.link_lost(error)
         self._away_since = self._loop.time() if self._away_since is None else self._away_since
         self._forget()
         if self._ended is not None and not self._ended.done():

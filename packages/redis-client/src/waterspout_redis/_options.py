@@ -1,13 +1,15 @@
-"""How to connect, and as whom: what `Client` and `PubSubClient` have in common."""
+"""How to connect, and as whom, which `Client` and `PubSubClient` have in common; and the bounds of a client."""
 
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from ._address import Address
 from ._errors import BadAddress
+
+MiB: Final = 1024 * 1024
 
 
 class ConnectionKeywords(TypedDict, total=False):
@@ -24,6 +26,7 @@ class ConnectionKeywords(TypedDict, total=False):
     client_name: str | None
     connect_timeout: float
     health_check_interval: float
+    keepalive: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class ConnectionOptions:
     client_name: str | None = None
     connect_timeout: float = 5.0
     health_check_interval: float = 15.0
+    keepalive: float | None = 15.0
 
     @classmethod
     def parse(
@@ -53,6 +57,7 @@ class ConnectionOptions:
         client_name: str | None = None,
         connect_timeout: float = 5.0,
         health_check_interval: float = 15.0,
+        keepalive: float | None = 15.0,
     ) -> ConnectionOptions:
         """Read a URL and keyword options; an option that is given wins. Raises `BadAddress` or ValueError."""
         address = Address.parse(
@@ -69,11 +74,31 @@ class ConnectionOptions:
             raise ValueError("protocol must be 2 or 3")
         if client_name is not None and (not client_name.isprintable() or " " in client_name or not client_name):
             raise BadAddress("client_name must be printable and hold no spaces")
-        if connect_timeout <= 0 or health_check_interval <= 0:
+        if not (connect_timeout > 0 and health_check_interval > 0):
             raise ValueError("connect_timeout and health_check_interval must be above 0 seconds")
+        if keepalive is not None and not keepalive > 0:
+            raise ValueError("keepalive must be above 0 seconds, or None")
         context = ssl if not isinstance(ssl, bool | None) else _default_context(address)
-        return cls(address, context, protocol, client_name, connect_timeout, health_check_interval)
+        return cls(address, context, protocol, client_name, connect_timeout, health_check_interval, keepalive)
 
 
 def _default_context(address: Address) -> ssl.SSLContext | None:
     return ssl.create_default_context() if address.tls else None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long, how much, how often: see `Client` for what each means."""
+
+    timeout: float | None = 10.0
+    max_in_flight: int = 4096
+    max_in_flight_bytes: int = 16 * MiB
+    retry: int = 3
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError("timeout must be above 0 seconds, or None")
+        if self.max_in_flight < 1 or self.max_in_flight_bytes < 1:
+            raise ValueError("max_in_flight and max_in_flight_bytes must be at least 1")
+        if self.retry < 0:
+            raise ValueError("retry must be 0 or more")

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import warnings
 from asyncio import Future
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from ._address import Address
 from ._errors import ClosedError, RedisError
-from ._inbox import Inbox
-from ._link import Item, Link, PubSubState
+from ._inbox import Item
+from ._link import Link
+from ._listeners import Listener, Listeners
 from ._options import ConnectionKeywords, ConnectionOptions
+from ._state import LinkState
 from ._subscriptions import Subscriptions
+
+if TYPE_CHECKING:
+    from ._client import Client
 
 logger: Final = logging.getLogger("waterspout.redis")
 
@@ -39,11 +44,13 @@ class PubSubClient:
     had been waiting meanwhile; it never comes before the first confirmed subscription.
 
     Iterate over single items or over `batches`; either takes from one and the same stream, and only one task can
-    wait for it at a time.
+    wait for it at a time. For more, `listen` makes one listener each.
 
-    What was received and not taken yet is bounded by ``max_messages`` and ``max_bytes``. When it is full, nothing is
-    dropped: reading from the socket stops until the listener has caught up with half. Redis then keeps the messages,
-    up to its own ``client-output-buffer-limit pubsub``, ends the connection when that is reached, and a `Gap` tells.
+    What was received and not taken yet is bounded by ``max_messages`` and ``max_bytes``, for each listener. When it
+    is full, nothing is dropped: reading from the socket stops until the listener has caught up with half. Redis then
+    keeps the messages, up to its own ``client-output-buffer-limit pubsub``, ends the connection when that is reached,
+    and a `Gap` tells. Reading goes on, though, for other listeners who have room, and for a confirmation that somebody
+    waits for: what then does not fit into a full listener is lost to it, and a `Gap` stands in its place.
 
     A link that is down is visible: `state`, `last_error`, the callback ``on_state(state, error)``, and the logger
     "waterspout.redis", which warns once for each outage.
@@ -55,10 +62,10 @@ class PubSubClient:
         *,
         max_messages: int = 100_000,
         max_bytes: int = 32 * MiB,
-        on_state: Callable[[PubSubState, RedisError | None], object] | None = None,
+        on_state: Callable[[LinkState, RedisError | None], object] | None = None,
         **connection: Unpack[ConnectionKeywords],
     ) -> None:
-        self._state = PubSubState.DISCONNECTED
+        self._state = LinkState.DISCONNECTED
         self._options = ConnectionOptions.parse(url, **connection)
         if max_messages < 1 or max_bytes < 1:
             raise ValueError("max_messages and max_bytes must be at least 1")
@@ -66,14 +73,18 @@ class PubSubClient:
         self._on_state = on_state
         self._channels = Subscriptions(b"subscribe", b"unsubscribe")
         self._patterns = Subscriptions(b"psubscribe", b"punsubscribe")
-        self._inbox: Inbox[Item] = Inbox(max_messages, max_bytes, lambda: self._link.resume())
-        self._link = Link(self._options, self._channels, self._patterns, self._inbox.put, self._change_state)
-        self._current: Iterator[Item] = iter(())
+        self._shard_channels = Subscriptions(b"ssubscribe", b"sunsubscribe")
+        self._kinds = (self._channels, self._patterns, self._shard_channels)
+        self._listeners = Listeners(max_messages, max_bytes, lambda: self._link.stop_or_go_on_reading())
+        self._link = Link(self._options, self._kinds, self._listeners, self._change_state)
+        # Gathers what comes before anybody listens, for the first who does.
+        self._unclaimed: Listener | None = Listener(self._listeners, self._begin)
+        self._own: Listener | None = None
 
     def start(self) -> None:
         """Connect now rather than with the first subscription, so that trouble shows at once. Needs a running loop."""
         self._link.enter_loop()
-        if self._state is not PubSubState.CLOSED:
+        if self._state is not LinkState.CLOSED:
             self._link.start()
 
     # What is desired
@@ -101,6 +112,18 @@ class PubSubClient:
         """Unsubscribe from patterns, or from all of them without names, otherwise like `unsubscribe`."""
         return self._unwant(self._patterns, patterns)
 
+    def ssubscribe(self, *channels: str | bytes) -> Future[None]:
+        """Subscribe to shard channels, to which SPUBLISH publishes (Redis 7 and later), otherwise like `subscribe`.
+
+        In a cluster each lives on the node of its slot. Elsewhere it is refused with MovedError, whose text tells
+        where; if it moves away later, the link is made anew, and the refusal is logged.
+        """
+        return self._want(self._shard_channels, channels)
+
+    def sunsubscribe(self, *channels: str | bytes) -> Future[None]:
+        """Unsubscribe from shard channels, or from all of them without names, otherwise like `unsubscribe`."""
+        return self._unwant(self._shard_channels, channels)
+
     @property
     def channels(self) -> frozenset[bytes]:
         """The channels that are desired, confirmed or not."""
@@ -111,12 +134,17 @@ class PubSubClient:
         """The patterns that are desired, confirmed or not."""
         return frozenset(self._patterns.desired)
 
+    @property
+    def shard_channels(self) -> frozenset[bytes]:
+        """The shard channels that are desired, confirmed or not."""
+        return frozenset(self._shard_channels.desired)
+
     def _want(self, kind: Subscriptions, names: tuple[str | bytes, ...]) -> Future[None]:
         if not names:
             raise TypeError("at least one name is needed")
         wanted = _encoded(names)
         future: Future[None] = self._link.enter_loop().create_future()
-        if self._state is PubSubState.CLOSED:
+        if self._state is LinkState.CLOSED:
             future.set_exception(ClosedError())
             return future
         kind.want(wanted, future)
@@ -127,7 +155,7 @@ class PubSubClient:
     def _unwant(self, kind: Subscriptions, names: tuple[str | bytes, ...]) -> Future[None]:
         unwanted = _encoded(names) if names else list(kind.desired)
         future: Future[None] = self._link.enter_loop().create_future()
-        if self._state is PubSubState.CLOSED:
+        if self._state is LinkState.CLOSED:
             future.set_result(None)
             return future
         kind.unwant(unwanted, future)
@@ -136,31 +164,55 @@ class PubSubClient:
 
     # Listening
 
-    def __aiter__(self) -> Self:
-        return self
+    def listen(self) -> Listener:
+        """One more listener, to whom every message and every `Gap` comes, as to all others.
 
-    async def __anext__(self) -> Item:
-        for item in self._current:
-            return item
-        self._current = iter(await self._next_batch())
-        return next(self._current)
+        The first gets what was received before anybody listened; each other one what comes from now on.
+        """
+        listener, self._unclaimed = self._unclaimed, None
+        return listener or Listener(self._listeners, self._begin)
+
+    def __aiter__(self) -> Listener:
+        return self._own_listener()
+
+    def __anext__(self) -> Coroutine[Any, Any, Item]:
+        return self._own_listener().__anext__()
 
     def batches(self) -> AsyncIterator[list[Item]]:
         """The same stream in lists, each with all that one read from the socket brought: the fast way."""
-        return _Batches(self._rest_or_next_batch)
+        return self._own_listener().batches()
 
-    async def _rest_or_next_batch(self) -> list[Item]:
-        return list(self._current) or await self._next_batch()
+    def _own_listener(self) -> Listener:
+        if self._own is None:
+            self._own = self.listen()
+        return self._own
 
-    async def _next_batch(self) -> list[Item]:
+    def _begin(self) -> None:
+        """Somebody waits for messages. In a new event loop there is nobody yet to restore what was desired in the
+        old one."""
         self._link.enter_loop()
-        if self._state is not PubSubState.CLOSED and (self._channels.desired or self._patterns.desired):
-            # In a new event loop there is nobody yet to restore what was desired in the old one.
+        if self._state is not LinkState.CLOSED and any(kind.desired for kind in self._kinds):
             self._link.start()
-        batch = await self._inbox.get()
-        if batch is None:
-            raise StopAsyncIteration
-        return batch
+
+    async def probe(
+        self,
+        client: Client,
+        *,
+        timeout: float = 5.0,  # noqa: ASYNC109  # one around it would not drop the link
+    ) -> float:
+        """Publish a token through `client` and return after how many seconds it came back here.
+
+        This finds a link that answers and yet delivers nothing, such as one to a node that others no longer publish
+        to after a failover: `client` has a connection of its own, made to where the name leads now. No listener sees
+        the token. Its channel begins with ``waterspout:probe:``; an ACL must allow that.
+
+        Raises ConnectionLost if the token did not come back within `timeout` seconds; the link is dropped then, to be
+        made anew. It is kept where nothing is known of it: with CallTimeout, if `client` did not answer in time or
+        nothing is read because listeners are full, and with any other error of `client` or of the subscription.
+        """
+        if self._state is LinkState.CLOSED:
+            raise ClosedError
+        return await self._link.probe(lambda channel: client.call("PUBLISH", channel, b""), timeout)
 
     # State
 
@@ -170,7 +222,7 @@ class PubSubClient:
         return self._options.address
 
     @property
-    def state(self) -> PubSubState:
+    def state(self) -> LinkState:
         """Of the link to the server, now."""
         return self._state
 
@@ -182,10 +234,10 @@ class PubSubClient:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.address} {self._state.value}>"
 
-    def _change_state(self, state: PubSubState, error: RedisError | None) -> None:
+    def _change_state(self, state: LinkState, error: RedisError | None) -> None:
         if error is not None:
             self._last_error = error
-        if state is self._state or self._state is PubSubState.CLOSED:
+        if state is self._state or self._state is LinkState.CLOSED:
             return
         self._state = state
         if self._on_state is not None:
@@ -204,29 +256,16 @@ class PubSubClient:
 
     async def aclose(self) -> None:
         """Close for good, and return when the socket is given back. Who waits for a confirmation gets ClosedError;
-        the listener gets what was received, then its iteration ends."""
-        self._change_state(PubSubState.CLOSED, None)
+        listeners get what was received, then their iteration ends."""
+        self._change_state(LinkState.CLOSED, None)
         await self._link.aclose()
-        for kind in (self._channels, self._patterns):
-            kind.close(ClosedError())
-        self._inbox.close()
+        self._listeners.close()
 
     def __del__(self) -> None:
         # Nothing is closed here: the loop may be gone, or be busy in another thread.
         link = getattr(self, "_link", None)
-        if self._state is not PubSubState.CLOSED and link is not None and link.is_open:
+        if self._state is not LinkState.CLOSED and link is not None and link.is_open:
             warnings.warn(f"{self!r} was never closed: await its aclose()", ResourceWarning, source=self, stacklevel=2)
-
-
-class _Batches:
-    def __init__(self, take: Callable[[], Coroutine[Any, Any, list[Item]]]) -> None:
-        self._take = take
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Item]:
-        return await self._take()
 
 
 def _encoded(names: tuple[str | bytes, ...]) -> list[bytes]:

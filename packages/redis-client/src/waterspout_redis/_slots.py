@@ -1,4 +1,7 @@
-"""Who waits for a reply: one call, or a whole pipeline.
+"""Who waits for a reply.
+
+What stands in line in a session is a *slot*. Nearly always it is the bare Future that `Client.call` returned: nothing
+is faster. Where the reply has to be worked on first, it is an object of this module around that Future.
 
 A slot stays in line when its caller is cancelled or has timed out: the server answers it all the same, and the
 reply is read and dropped, so that no later caller ever gets it.
@@ -7,72 +10,121 @@ reply is read and dropped, so that no later caller ever gets it.
 from __future__ import annotations
 
 from asyncio import Future
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from ._errors import RedisError, ResponseError
-
-
-class Slot(Protocol):
-    """What a connection owes an end to: `resolve` or `fail`, exactly once. Neither raises."""
-
-    def resolve(self, reply: Any) -> None: ...
-
-    def fail(self, error: RedisError) -> None: ...
+from ._errors import ConnectionLost, ExecAbortError, RedisError, ResponseError, WatchError
 
 
-class Call:
-    """One command and the Future of its reply. Its errors are raised."""
-
-    __slots__ = ("command", "encoding", "future", "made_at")
-
-    replies = 1
-
-    def __init__(self, command: bytes, future: Future[Any], encoding: str | None) -> None:
-        self.command, self.future, self.encoding = command, future, encoding
-        self.made_at = 0.0
+class Waiter(Protocol):
+    """A slot that works on its reply. Neither of these raises."""
 
     def resolve(self, reply: Any) -> None:
-        future = self.future
-        if future.done():
+        """Here is a reply; an error reply is a ResponseError."""
+
+    def fail(self, error: RedisError) -> None:
+        """There will be no reply."""
+
+
+Slot: TypeAlias = "Future[Any] | Waiter"
+
+
+def fail(slot: Slot, error: RedisError) -> None:
+    """There will be no reply: tell whoever waits."""
+    if not isinstance(slot, Future):
+        slot.fail(error)
+    elif not slot.done():
+        slot.set_exception(error)
+
+
+class DecodedCall:
+    """One command whose reply is wanted as text."""
+
+    __slots__ = ("encoding", "future")
+
+    def __init__(self, future: Future[Any], encoding: str) -> None:
+        self.future, self.encoding = future, encoding
+
+    def resolve(self, reply: Any) -> None:
+        if self.future.done():
             return
         if isinstance(reply, ResponseError):
-            future.set_exception(reply)
-        elif self.encoding is None:
-            future.set_result(reply)
+            self.future.set_exception(reply)
         else:
-            try:
-                future.set_result(decoded(reply, self.encoding))
-            except UnicodeError as error:
-                future.set_exception(error)
+            _deliver(self.future, reply, self.encoding)
 
     def fail(self, error: RedisError) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+    def done(self) -> bool:
+        return self.future.done()
 
 
 class PipelineCall:
     """Several commands and the Future of the list of their replies; error replies are elements of the list."""
 
-    __slots__ = ("_results", "command", "encoding", "future", "made_at", "replies")
+    __slots__ = ("_encoding", "_future", "_results", "replies")
 
-    def __init__(self, command: bytes, replies: int, future: Future[Any], encoding: str | None) -> None:
-        self.command, self.replies, self.future, self.encoding = command, replies, future, encoding
-        self.made_at = 0.0
+    def __init__(self, replies: int, future: Future[Any], encoding: str | None) -> None:
+        self.replies = replies
+        """How many are awaited in all."""
+        self._future, self._encoding = future, encoding
         self._results: list[Any] = []
 
     def resolve(self, reply: Any) -> None:
-        results = self._results
-        results.append(reply)
-        if len(results) < self.replies or self.future.done():
-            return
-        try:
-            self.future.set_result(results if self.encoding is None else decoded(results, self.encoding))
-        except UnicodeError as error:
-            self.future.set_exception(error)
+        self._results.append(reply)
+        if len(self._results) == self.replies and not self._future.done():
+            self._finish(self._future, self._results)
+
+    def _finish(self, future: Future[Any], results: list[Any]) -> None:
+        _deliver(future, results, self._encoding)
 
     def fail(self, error: RedisError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        if not self._future.done():
+            if isinstance(error, ConnectionLost):
+                error.replies = self._results
+            self._future.set_exception(error)
+
+    def done(self) -> bool:
+        return self._future.done()
+
+
+class TransactionCall(PipelineCall):
+    """MULTI, commands, EXEC, and the Future of the list that EXEC answers."""
+
+    __slots__ = ()
+
+    def fail(self, error: RedisError) -> None:
+        # That commands were queued is no reply to them.
+        self._results = []
+        super().fail(error)
+
+    def _finish(self, future: Future[Any], results: list[Any]) -> None:
+        begun, *queued, outcome = results
+        refusals = [reply for reply in queued if isinstance(reply, ResponseError)]
+        if isinstance(begun, ResponseError):
+            # Without MULTI each command was executed by itself.
+            begun.maybe_executed = True
+            outcome = begun
+        elif isinstance(outcome, ExecAbortError) and refusals:
+            outcome = ExecAbortError(f"{outcome} {refusals[0]}")
+        if isinstance(outcome, ResponseError):
+            future.set_exception(outcome)
+        elif outcome is None:
+            future.set_exception(WatchError())
+        else:
+            super()._finish(future, outcome)
+
+
+CallSlot: TypeAlias = "Future[Any] | DecodedCall | PipelineCall"
+"""Those that somebody waits for; `done()` tells when nobody does any more."""
+
+
+def _deliver(future: Future[Any], reply: Any, encoding: str | None) -> None:
+    try:
+        future.set_result(reply if encoding is None else decoded(reply, encoding))
+    except UnicodeError as error:
+        future.set_exception(error)
 
 
 def decoded(reply: Any, encoding: str) -> Any:

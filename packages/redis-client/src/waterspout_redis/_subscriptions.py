@@ -1,7 +1,7 @@
 """What is to be subscribed, what the server has been asked for, and who waits for which confirmation.
 
 No I/O here. The desired state is changed by the user alone; links to the server come and go (`link_lost`), and each
-new one is asked for all of it. One `Subscriptions` is for channels, another for patterns.
+new one is asked for all of it. One `Subscriptions` is for channels, others for patterns and shard channels.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Subscriptions:
     """The names of one kind. `subscribe` and `unsubscribe` are the verbs the server knows for it."""
 
     def __init__(self, subscribe: bytes, unsubscribe: bytes) -> None:
-        self._subscribe, self._unsubscribe = subscribe, unsubscribe
+        self._subscribe, self.unsubscribe = subscribe, unsubscribe
         # Dictionaries without values keep the order in which names came.
         self.desired: dict[bytes, None] = {}
         self._changed: dict[bytes, None] = {}
@@ -75,6 +75,11 @@ class Subscriptions:
         """Whether the server has been asked for `name` on this link, and not to end it."""
         return name in self._asked
 
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether the server has been told something on this link that it has not answered yet."""
+        return bool(self._sent)
+
     def commands(self) -> list[Command]:
         """What to send now, so that the server gets to the desired state. They count as sent."""
         subscribe = [name for name in self._changed if name in self.desired and name not in self._asked]
@@ -83,7 +88,7 @@ class Subscriptions:
         self._asked.update(subscribe)
         self._asked.difference_update(unsubscribe)
         commands = [Command(self._subscribe, names) for names in _chunks(subscribe)]
-        commands += [Command(self._unsubscribe, names) for names in _chunks(unsubscribe)]
+        commands += [Command(self.unsubscribe, names) for names in _chunks(unsubscribe)]
         for command in commands:
             self._sent[command] = None
             self._unconfirmed.update(dict.fromkeys(command.names, command))
