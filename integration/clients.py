@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import http.client
 import json
-import socket
 import threading
 import urllib.request
+from collections.abc import Coroutine
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
+
+from waterspout_redis.testing import FaultProxy
 
 DEADLINE: Final = 20.0
 
@@ -65,45 +67,37 @@ class EventStream:
 
 
 class Proxy:
-    """A TCP proxy whose connections can be cut while both ends live."""
+    """A `FaultProxy` for tests that block: it lives in a thread with an event loop of its own."""
 
     def __init__(self, target: tuple[str, int]) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._proxy = FaultProxy(target)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._proxy.port}"
 
     def __enter__(self) -> Proxy:
+        self._thread.start()
+        self._wait(self._proxy.__aenter__())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
+        self._wait(self._proxy.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def cut(self) -> None:
         """End every connection that there is."""
-        cut, self._open = self._open, []
-        for end in cut:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        self._wait(self._cut())
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
-                self._open += (near, far)
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+    async def _cut(self) -> None:
+        self._proxy.hang_up()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while piece := source.recv(65536):
-                sink.sendall(piece)
-            sink.shutdown(socket.SHUT_RDWR)
-        source.close()
+    def _wait(self, step: Coroutine[Any, Any, object]) -> None:
+        asyncio.run_coroutine_threadsafe(step, self._loop).result(DEADLINE)
 
 
 def request(url: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:

@@ -4,13 +4,11 @@ import asyncio
 import gc
 import itertools
 import random
-import socket
 import subprocess
 import sys
 import textwrap
 import warnings
 from asyncio import Future
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,22 +24,7 @@ from waterspout_redis import (
     WrongPasswordError,
     WrongTypeError,
 )
-from waterspout_redis.testing import RunningServer, eventually, run
-
-
-@pytest.fixture
-def deaf_port() -> Iterator[int]:
-    """A port whose listener takes connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from waterspout_redis.testing import FaultProxy, Faults, RunningServer, eventually, run
 
 
 def clients_named(server: RunningServer, name: str) -> list[str]:
@@ -358,33 +341,39 @@ def test_no_command_ever_runs_in_the_wrong_database_F17(redis_server: RunningSer
     run(main())
 
 
-def test_one_deadline_covers_the_whole_handshake_F21(deaf_port: int) -> None:
+def test_one_deadline_covers_the_whole_handshake_F21(redis_server: RunningServer) -> None:
     async def main() -> None:
-        client = Client(port=deaf_port, connect_timeout=0.2)
-        begun = asyncio.get_running_loop().time()
-        with pytest.raises(ConnectError, match=r"HELLO failed: timed out, connect_timeout is 0\.2 s"):
-            await client.connect()
-        assert asyncio.get_running_loop().time() - begun < 2
-        await client.aclose()
+        async with FaultProxy(redis_server.port) as proxy:
+            proxy.disturb(Faults(black_hole=True))
+            client = Client(proxy.url, connect_timeout=0.2)
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(ConnectError, match=r"HELLO failed: timed out, connect_timeout is 0\.2 s"):
+                await client.connect()
+            assert asyncio.get_running_loop().time() - begun < 2
+            await client.aclose()
 
     run(main())
 
 
-def test_when_no_server_is_there_every_waiting_call_is_told_and_attempts_are_spaced(free_port: int) -> None:
+def test_when_no_server_is_there_every_waiting_call_is_told_and_attempts_are_spaced(
+    redis_server: RunningServer,
+) -> None:
     async def main() -> None:
-        client = Client(port=free_port, retry=0)
-        loop = asyncio.get_running_loop()
-        times = []
-        for _ in range(4):
-            calls = [client.call("PING") for _ in range(10)]
-            done, _ = await asyncio.wait(calls)
-            assert all(isinstance(call.exception(), ConnectError) for call in done)
-            assert calls[0].exception() is not calls[1].exception()
-            times.append(loop.time())
-        pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert pauses[0] >= 0.05
-        assert pauses[2] >= 0.2
-        await client.aclose()
+        async with FaultProxy(redis_server.port) as proxy:
+            proxy.refuse()
+            client = Client(proxy.url, retry=0)
+            loop = asyncio.get_running_loop()
+            times = []
+            for _ in range(4):
+                calls = [client.call("PING") for _ in range(10)]
+                done, _ = await asyncio.wait(calls)
+                assert all(isinstance(call.exception(), ConnectError) for call in done)
+                assert calls[0].exception() is not calls[1].exception()
+                times.append(loop.time())
+            pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+            assert pauses[0] >= 0.05
+            assert pauses[2] >= 0.2
+            await client.aclose()
 
     run(main())
 
@@ -550,14 +539,16 @@ def test_a_closed_client_stays_closed(redis_server: RunningServer) -> None:
     run(main())
 
 
-def test_closing_while_connecting_leaves_nothing_behind(deaf_port: int) -> None:
+def test_closing_while_connecting_leaves_nothing_behind(redis_server: RunningServer) -> None:
     async def main() -> None:
-        client = Client(port=deaf_port)
-        call = client.call("PING")
-        await asyncio.sleep(0.05)
-        await client.aclose()
-        with pytest.raises(ClosedError):
-            await call
+        async with FaultProxy(redis_server.port) as proxy:
+            proxy.disturb(Faults(black_hole=True))
+            client = Client(proxy.url)
+            call = client.call("PING")
+            await eventually(lambda: proxy.connections)
+            await client.aclose()
+            with pytest.raises(ClosedError):
+                await call
         assert len(asyncio.all_tasks()) <= 2
 
     run(main())

@@ -2,8 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,69 +18,7 @@ from waterspout_redis import (
     PubSubClient,
     PubSubMessage,
 )
-from waterspout_redis.testing import RunningServer, ServerBinary, eventually, run
-
-
-class Switch:
-    """Connects whoever comes to the server that it is set to at that time, as a name that moves would.
-
-    A connection is cut, or held, where the client sends `word`.
-    """
-
-    def __init__(self, server: RunningServer) -> None:
-        self.server = server
-        self.url = ""
-        self.word = b""
-        self.connections = 0
-        self.opened: asyncio.Event | None = None
-        """Set it to hold connections at `word` rather than to cut them."""
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.server.port)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._forward(reader, up_writer, watched=True))
-                tasks.create_task(self._forward(up_reader, writer, watched=False))
-        except* (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            for end in (writer, up_writer):
-                end.transport.abort()
-                await asyncio.wait((asyncio.ensure_future(end.wait_closed()),))
-
-    async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, watched: bool) -> None:
-        while data := await source.read(65536):
-            if watched and self.word and self.word in data:
-                if self.opened is None:
-                    break
-                before, data = data.split(self.word, 1)
-                target.write(before)
-                await self.opened.wait()
-                data = self.word + data
-            target.write(data)
-            await target.drain()
-        raise ConnectionResetError
-
-    async def end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-
-@asynccontextmanager
-async def switch_to(server: RunningServer) -> AsyncIterator[Switch]:
-    switch = Switch(server)
-    listening = await asyncio.start_server(switch.serve, "127.0.0.1", 0)
-    switch.url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    try:
-        yield switch
-    finally:
-        listening.close()
-        await switch.end()
+from waterspout_redis.testing import FaultProxy, Faults, RunningServer, ServerBinary, eventually, run
 
 
 @pytest.fixture
@@ -142,11 +79,11 @@ def test_a_link_that_answers_but_delivers_nothing_is_made_anew_F10(two_servers: 
     old, new = two_servers
 
     async def main() -> None:
-        async with switch_to(old) as switch, PubSubClient(switch.url, health_check_interval=0.1) as pubsub:
+        async with FaultProxy(old.port) as proxy, PubSubClient(proxy.url, health_check_interval=0.1) as pubsub:
             await pubsub.subscribe("a")
             # The name leads elsewhere now; the old server lives on, and answers every PING.
-            switch.server = new
-            async with Client(switch.url) as client:
+            proxy.target = ("127.0.0.1", new.port)
+            async with Client(proxy.url) as client:
                 with pytest.raises(ConnectionLost, match=r"delivers nothing: no probe came back within 0\.5 s"):
                     await pubsub.probe(client, timeout=0.5)
                 assert isinstance((await take(pubsub, 1))[0], Gap)
@@ -247,17 +184,17 @@ def test_the_back_off_grows_until_a_subscription_is_confirmed_F13(redis_server: 
             elif state is LinkState.CONNECTING and downs:
                 waits.append(now - downs[-1])
 
-        async with switch_to(redis_server) as switch:
+        async with FaultProxy(redis_server.port) as proxy:
             # Every connection is made, logged in, and cut when it subscribes: the first as well as the later ones.
-            switch.word = b"SUBSCRIBE"
-            async with PubSubClient(switch.url, on_state=changed) as pubsub:
+            proxy.to_server.faults = Faults(cut_at=b"*2\r\n$9\r\nSUBSCRIBE")
+            async with PubSubClient(proxy.url, on_state=changed) as pubsub:
                 confirmed = pubsub.subscribe("a")
                 await eventually(lambda: len(waits) == 4)
-                assert switch.connections >= 4
+                assert proxy.connections >= 4
                 assert not confirmed.done()
                 # 0.1, 0.2, 0.4 and 0.8 s, each at least half of it; had it been reset, 0.1 s at most each.
                 assert sum(waits) >= 0.74
-                switch.word = b""
+                proxy.heal()
                 await confirmed
                 redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
                 before = len(waits)
@@ -275,20 +212,20 @@ def test_what_comes_while_restoring_waits_for_the_gap_and_is_bounded(
 ) -> None:
     async def main() -> None:
         async with (
-            switch_to(redis_server) as switch,
-            PubSubClient(switch.url, protocol=protocol) as pubsub,
+            FaultProxy(redis_server.port) as proxy,
+            PubSubClient(proxy.url, protocol=protocol) as pubsub,
             Client(redis_server.url) as client,
         ):
             await pubsub.subscribe("a")
             # The PING that ends the restoring is held up; what was subscribed before it works already.
-            switch.opened, switch.word = asyncio.Event(), b"*1\r\n$4\r\nPING"
+            proxy.to_server.faults = Faults(hold_at=b"*1\r\n$4\r\nPING")
             redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
             await eventually(lambda: subscribed(redis_server) == {b"a"})
             for number in range(300):
                 assert await client.call("PUBLISH", "a", b"%d:%s" % (number, b"x" * 10_000)) == 1
             assert pubsub.state is LinkState.CONNECTING
             assert pubsub._link._held_bytes <= 1024 * 1024
-            switch.opened.set()
+            proxy.heal()
             items = await take(pubsub, 1)
             assert isinstance(items[0], Gap)
             numbers = [int(item.data.split(b":")[0]) for item in await take(pubsub, 1)]

@@ -131,11 +131,13 @@ class Connection(asyncio.BufferedProtocol):
         from . import __version__
 
         self._step = "CLIENT SETINFO"
-        done = self._loop.create_future()
-        told = PipelineCall(2, done, None)
+        told = [self._loop.create_future(), self._loop.create_future()]
         name = pack(("CLIENT", "SETINFO", "LIB-NAME", "waterspout-redis"))
-        self.write(name + pack(("CLIENT", "SETINFO", "LIB-VER", __version__)), (told, told))
-        await done
+        self.write(name + pack(("CLIENT", "SETINFO", "LIB-VER", __version__)), told)
+        first, second = await asyncio.gather(*told, return_exceptions=True)
+        if isinstance(first, ResponseError) and isinstance(second, ConnectionLost):
+            # That was no answer to the command: a full server tells why it hangs up to whatever comes first.
+            raise first
 
     async def _hello(self) -> bool:
         options, address = self._options, self._options.address
@@ -150,6 +152,9 @@ class Connection(asyncio.BufferedProtocol):
             return False
         except ResponseError as error:
             if error.code == "ERR" and "unknown command" in str(error).lower():
+                return False
+            if error.code == "NOAUTH" and address.password is not None:
+                # We did send the password. Valkey 9 says so of any command it does not know, before the log-in.
                 return False
             raise
         return True

@@ -37,6 +37,8 @@ A wrong argument is a plain ``TypeError`` (see `_encoding`), raised before anyth
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Sequence
 from typing import Any, Final
 
 
@@ -45,6 +47,9 @@ class RedisError(Exception):
 
     maybe_executed: bool = False
     """True where the command was sent and its answer never came: the server may have executed it, or not."""
+
+    replies: Sequence[Any] = ()
+    """Of a pipeline: those that came before this error."""
 
 
 class BadAddress(RedisError, ValueError):
@@ -55,26 +60,28 @@ class ConnectError(RedisError):
     """No connection could be made; no command was sent.
 
     ``address`` is where to (printed without its password), ``step`` is what failed ("connect" for name
-    lookup, TCP and TLS; else the command of the handshake), ``cause`` is why.
+    lookup, TCP and TLS; else the command of the handshake), ``cause`` is why. ``hopeless`` tells that it takes somebody
+    to change something: a wrong password, database or certificate does not get right by trying again.
     """
 
     def __init__(self, address: object, step: str, cause: BaseException) -> None:
         reason = cause.reason if isinstance(cause, ConnectionLost) else str(cause) or type(cause).__name__
         super().__init__(f"cannot connect to {address}: {step} failed: {reason}")
         self.address, self.step, self.cause = address, step, cause
+        self.hopeless = step == "SELECT" or isinstance(
+            cause, AuthenticationError | NoPermissionError | ssl.SSLCertVerificationError
+        )
 
 
 class ConnectionLost(RedisError):
     """The connection ended, for `reason`, before the answer came.
 
     Raised by a call, `maybe_executed` is True. As the news of a client's link it belongs to no command, and is False.
-    ``replies`` are those of a pipeline that came before the end.
     """
 
     def __init__(self, reason: str, *, maybe_executed: bool) -> None:
         super().__init__(f"{reason}; the command may have been executed" if maybe_executed else reason)
         self.reason, self.maybe_executed = reason, maybe_executed
-        self.replies: list[Any] = []
 
 
 class CallTimeout(RedisError, TimeoutError):

@@ -252,7 +252,7 @@ class Lane:
         again: deque[Turn] = deque()
         for turn in self._queue:
             turn.attempts += 1
-            if turn.attempts <= self._limits.retry and not all(map(_is_done, turn.slots)):
+            if turn.attempts <= self._limits.retry and not error.hopeless and not all(map(_is_done, turn.slots)):
                 again.append(turn)
             else:
                 for slot in turn.slots:

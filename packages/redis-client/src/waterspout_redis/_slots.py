@@ -12,7 +12,7 @@ from __future__ import annotations
 from asyncio import Future
 from typing import Any, Protocol, TypeAlias
 
-from ._errors import ConnectionLost, ExecAbortError, RedisError, ResponseError, WatchError
+from ._errors import ExecAbortError, RedisError, ResponseError, WatchError
 
 
 class Waiter(Protocol):
@@ -81,8 +81,7 @@ class PipelineCall:
 
     def fail(self, error: RedisError) -> None:
         if not self._future.done():
-            if isinstance(error, ConnectionLost):
-                error.replies = self._results
+            error.replies = self._results
             self._future.set_exception(error)
 
     def done(self) -> bool:
