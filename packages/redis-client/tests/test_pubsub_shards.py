@@ -30,9 +30,9 @@ async def works(*nodes: RunningServer) -> None:
     await eventually(lambda: all(b"cluster_state:ok" in node.call("CLUSTER", "INFO") for node in nodes))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def node(redis_binary: ServerBinary) -> Iterator[RunningServer]:
-    """A cluster of one, with all slots."""
+    """A cluster of one, with all slots; it takes two seconds to begin its work, so tests share it."""
     with cluster_node(redis_binary) as node:
         node.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         yield node

@@ -35,6 +35,7 @@ from ._errors import (
     WrongTypeError,
 )
 from ._inbox import Gap, Item
+from ._listeners import Listener
 from ._pipeline import Pipeline
 from ._pool import ClientPool
 from ._pubsub import PubSubClient
@@ -65,6 +66,7 @@ __all__ = [
     "Item",
     "Library",
     "LinkState",
+    "Listener",
     "LoadingError",
     "MasterDownError",
     "MovedError",

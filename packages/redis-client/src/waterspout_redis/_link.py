@@ -22,7 +22,6 @@ from ._listeners import Listeners
 from ._options import ConnectionOptions
 from ._probe import Probes
 from ._session import PubSubMessage, Push
-from ._slots import Slot
 from ._state import LinkState
 from ._subscriptions import Command, Subscriptions
 
@@ -301,7 +300,7 @@ class Link:
     def has_room(self) -> None:
         """Subscribing is not bounded: each name is held in memory anyway."""
 
-    def connection_lost(self, error: RedisError, slots: Sequence[Slot] = ()) -> None:
+    def connection_lost(self, error: RedisError) -> None:
         assert self._loop is not None
         self._connection = None
         self._probes.link_lost(error)

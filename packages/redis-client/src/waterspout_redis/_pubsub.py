@@ -41,7 +41,8 @@ class PubSubClient:
     Make it anywhere, also before a loop runs; the options are those of `Client`. It connects with the first
     subscription, and again whenever the link broke, with a jittered exponential back-off, until it is closed. After
     each break all subscriptions are restored and confirmed, and then comes one `Gap`. It also comes when only names
-    had been waiting meanwhile; it never comes before the first confirmed subscription.
+    had been waiting meanwhile; it never comes before the first confirmed subscription. What the first of the restored
+    subscriptions bring while others are still being restored follows it, the newest 1 MiB of that at most.
 
     Iterate over single items or over `batches`; either takes from one and the same stream, and only one task can
     wait for it at a time. For more, `listen` makes one listener each.
@@ -115,8 +116,9 @@ class PubSubClient:
     def ssubscribe(self, *channels: str | bytes) -> Future[None]:
         """Subscribe to shard channels, to which SPUBLISH publishes (Redis 7 and later), otherwise like `subscribe`.
 
-        In a cluster each lives on the node of its slot. Elsewhere it is refused with MovedError, whose text tells
-        where; if it moves away later, the link is made anew, and the refusal is logged.
+        In a cluster each lives on the node of its slot. Any other refuses it with MovedError, whose text tells where.
+        When it moves away later, the link is made anew: a `Gap` comes, the refusal is logged, and it is not desired any
+        more, unless the name leads to the right node by then.
         """
         return self._want(self._shard_channels, channels)
 
