@@ -49,6 +49,7 @@ class Client:
     - ``retry``: how often more a command that could not be sent is tried on a new connection, and one that only
       reads is sent again when its answer was lost. A command that may write is never sent twice.
     - ``max_leases``: how many connections there may be for blocking commands and `lease`.
+    - ``max_reply_bytes``: a server that sends more for one reply is given up. 1 GiB is twice what Redis allows a value.
     - ``decode="utf-8"`` gives text instead of bytes.
 
     Three kinds of connections, made when needed, all by themselves, and again whenever they were lost, with a jittered

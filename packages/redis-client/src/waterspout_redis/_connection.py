@@ -24,7 +24,7 @@ from ._errors import (
 )
 from ._options import ConnectionOptions
 from ._session import PubSubMessage, Push, Session
-from ._slots import PipelineCall, Slot, fail
+from ._slots import Slot, fail
 
 # As much as one read may bring. Larger reads make hiredis slower, not faster.
 _READ_BUFFER: Final = 128 * 1024
@@ -59,8 +59,8 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._session: Session[Slot] = Session()
-        self._buffer = memoryview(bytearray(_READ_BUFFER))
+        self._session: Session[Slot] = Session(max_reply_bytes=options.max_reply_bytes)
+        self._buffer = bytearray(_READ_BUFFER)
         self._transport: asyncio.Transport | None = None
         self._owner: Owner | None = None
         self._error: RedisError | None = None
@@ -278,7 +278,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(_WRITE_HIGH_WATER)
         _tune(transport.get_extra_info("socket"), self._options.keepalive)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -294,7 +294,8 @@ class Connection(asyncio.BufferedProtocol):
         session, owner = self._session, self._owner
         size = nbytes
         event: Any  # told apart by identity: this is the hot path
-        for event in session.receive(self._buffer[:nbytes]):
+        data = self._buffer if nbytes == _READ_BUFFER else self._buffer[:nbytes]
+        for event in session.receive(data):
             if event.__class__ is tuple:
                 slot, reply = event
                 if slot.__class__ is not Future:

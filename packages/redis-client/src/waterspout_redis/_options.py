@@ -8,6 +8,7 @@ from typing import Final, TypedDict
 
 from ._address import Address
 from ._errors import BadAddress
+from ._session import MAX_REPLY_BYTES
 
 MiB: Final = 1024 * 1024
 
@@ -27,6 +28,7 @@ class ConnectionKeywords(TypedDict, total=False):
     connect_timeout: float
     health_check_interval: float
     keepalive: float | None
+    max_reply_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class ConnectionOptions:
     connect_timeout: float = 5.0
     health_check_interval: float = 15.0
     keepalive: float | None = 15.0
+    max_reply_bytes: int = MAX_REPLY_BYTES
 
     @classmethod
     def parse(
@@ -58,6 +61,7 @@ class ConnectionOptions:
         connect_timeout: float = 5.0,
         health_check_interval: float = 15.0,
         keepalive: float | None = 15.0,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> ConnectionOptions:
         """Read a URL and keyword options; an option that is given wins. Raises `BadAddress` or ValueError."""
         address = Address.parse(
@@ -78,8 +82,12 @@ class ConnectionOptions:
             raise ValueError("connect_timeout and health_check_interval must be above 0 seconds")
         if keepalive is not None and not keepalive > 0:
             raise ValueError("keepalive must be above 0 seconds, or None")
+        if max_reply_bytes < 1:
+            raise ValueError("max_reply_bytes must be at least 1")
         context = ssl if not isinstance(ssl, bool | None) else _default_context(address)
-        return cls(address, context, protocol, client_name, connect_timeout, health_check_interval, keepalive)
+        return cls(
+            address, context, protocol, client_name, connect_timeout, health_check_interval, keepalive, max_reply_bytes
+        )
 
 
 def _default_context(address: Address) -> ssl.SSLContext | None:
