@@ -4,8 +4,8 @@ import asyncio
 import itertools
 import subprocess
 import sys
-import tracemalloc
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 

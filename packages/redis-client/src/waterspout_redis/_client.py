@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import warnings
 from asyncio import AbstractEventLoop, Future, get_running_loop
@@ -11,9 +12,10 @@ from types import TracebackType
 from typing import Any, Final, Self, Unpack, overload
 
 from ._address import Address
+from ._backoff import Backoff
 from ._dedicated import DEFAULT, DedicatedClient, Default
 from ._encoding import Argument, pack
-from ._errors import ClosedError, UsageError
+from ._errors import ClosedError, ConnectError, UsageError
 from ._hooks import Hooks, OnCommand, OnConnection
 from ._lane import Lane
 from ._options import ConnectionKeywords, ConnectionOptions, Limits, MiB
@@ -25,6 +27,10 @@ from ._state import LinkState
 
 BULK: Final = 256 * 1024
 """A command of more bytes than this goes by the bulk lane."""
+
+# With nothing in flight the server is idle: it gets the first of many calls at once, and works on them while the others
+# are still being made. 50 callers got a quarter more done so, where client and server had a core each.
+_HEAD_START: Final = 16
 
 
 class Client:
@@ -115,7 +121,8 @@ class Client:
         self._loop = loop
         self._shared = self._lane("shared")
         self._bulk = None
-        self._leases.forget()
+        if not self._closed:
+            self._leases.forget()
 
     @property
     def address(self) -> Address:
@@ -180,12 +187,14 @@ class Client:
             return self._call_pipeline(args[0], encoding, bulk)
         command = pack(args)
         if RULES.get(args[0], UNKNOWN) is not None and self._blocks(args):
-            return loop.create_task(self._call_leased(args, encoding))
+            return self._start_leased(args, encoding, name_of(args), loop)
         lane = self._shared if len(command) <= BULK and not bulk else self._bulk or self._make_bulk()
         future: Future[Any] = Future(loop=loop)
         turn = lane.turn or lane.begin_turn()  # type: ignore[union-attr]  # there is one for this loop
         turn.commands.append(command)
         turn.slots.append(future if encoding is None else DecodedCall(future, encoding))
+        if len(turn.slots) == _HEAD_START and not lane.in_flight:  # type: ignore[union-attr]
+            lane.flush()  # type: ignore[union-attr]
         if self._watched:
             self._hooks.watch(future, name_of(args), loop)
         return future
@@ -208,7 +217,7 @@ class Client:
                 f"the pipeline needs a connection of one's own, as it {pipeline.effects[0].value}: use lease()"
             )
         if pipeline.blocks > 0:
-            return loop.create_task(self._call_leased((pipeline,), encoding))
+            return self._start_leased((pipeline,), encoding, "PIPELINE", loop)
         future: Future[Any] = Future(loop=loop)
         if not pipeline:
             future.set_result([])
@@ -227,9 +236,25 @@ class Client:
         self._bulk = self._lane("bulk")
         return self._bulk
 
+    def _start_leased(
+        self, args: tuple[Any, ...], encoding: str | None, name: str, loop: AbstractEventLoop
+    ) -> Future[Any]:
+        task = loop.create_task(self._call_leased(args, encoding))
+        self._hooks.watch(task, name, loop)
+        return task
+
     async def _call_leased(self, args: tuple[Any, ...], encoding: str | None) -> Any:
-        async with self._leases.connected_client() as client:
-            return await client.call(*args, decode=encoding)
+        backoff = Backoff()
+        for left in reversed(range(self._limits.retry + 1)):
+            try:
+                async with self._leases.connected_client() as client:
+                    return await client.send(args, encoding)
+            except ConnectError:
+                # Nothing was sent.
+                if not left:
+                    raise
+                await asyncio.sleep(backoff.next_delay())
+        raise AssertionError("not reached")
 
     def lease(self) -> AbstractAsyncContextManager[DedicatedClient]:
         """A connection of one's own, for WATCH and all that leaves state on a connection::

@@ -74,6 +74,8 @@ class Connection(asyncio.BufferedProtocol):
         """How many replies were asked for, ever."""
         self.quiet_until = 0.0
         """The server may owe a reply until then (in the loop's time) without a sign of life: a command blocks."""
+        self.pings = True
+        """False where a PING of ours would become part of a transaction."""
         self.writable = True
         """False while the transport holds more than it should: write nothing then."""
 
@@ -179,6 +181,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def write(self, commands: bytes, slots: Sequence[Slot]) -> None:
         """Send packed commands; one reply goes to each of `slots`, in their order."""
+        if self._error is not None:
+            # It ended between two steps of the handshake.
+            for slot in slots:
+                fail(slot, self._error)
+            return
         self._write(commands, len(slots))
         self._session.expect_all(slots)
 
@@ -193,6 +200,9 @@ class Connection(asyncio.BufferedProtocol):
         self.sent += count
         assert self._transport is not None
         self._transport.write(commands)
+        if self._transport.is_closing():
+            # Nothing gets out any more: what is not written yet shall wait for another connection.
+            self.writable = False
 
     def pause_reading(self) -> None:
         """Take nothing more from the socket: Redis keeps it, within its own limits."""
@@ -250,17 +260,16 @@ class Connection(asyncio.BufferedProtocol):
             self._look_again_at(now + interval)
             return
         awaited = len(self._session) > 0
-        if awaited and now < self.quiet_until:
-            self._look_again_at(min(self.quiet_until, now + interval))
-            return
-        since = max(self._last_received, self._waiting_since) if awaited else self._last_received
+        since = max(self._last_received, self._waiting_since, self.quiet_until) if awaited else self._last_received
         if now < since + interval:
-            self._look_again_at(since + interval)
+            # What blocks may be answered, and something else awaited, long before it has to be.
+            self._look_again_at(min(since, now) + interval)
         elif awaited:
             silent = now - self._last_received
             self.abort(self.lost(f"the server has sent nothing for {silent:.1f} s"))
         else:
-            self.write(_PING, (_Ignored(),))
+            if self.pings:
+                self.write(_PING, (_Ignored(),))
             self._look_again_at(now + interval)
 
     def lost(self, why: str) -> ConnectionLost:

@@ -8,10 +8,10 @@ from asyncio import AbstractEventLoop, Future, get_running_loop
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Any, Final, overload
+from typing import Any, Final, Self, overload
 
 from ._encoding import Argument, pack
-from ._errors import CallTimeout, RedisError, UsageError
+from ._errors import CallTimeout, ExecAbortError, RedisError, UsageError, WatchError
 from ._hooks import Hooks
 from ._lane import Lane
 from ._options import ConnectionOptions, Limits
@@ -48,9 +48,13 @@ class DedicatedClient:
         self._loop: AbstractEventLoop | None = None
         self._lane: Lane | None = None
         self._connected_at: float | None = None
-        self._in_transaction = self._changed = False
+        # How many commands opened something (WATCH, MULTI), and how many of them are known to be closed again.
+        self._opened = self._ended = 0
+        self._changed = self._given_back = False
 
     def _enter(self) -> Lane:
+        if self._given_back:
+            raise UsageError("this client was given back, and its connection may be somebody else's: lease another one")
         loop = get_running_loop()
         if self._lane is None or loop is not self._loop:
             if self._lane is not None:
@@ -79,7 +83,17 @@ class DedicatedClient:
         transaction begun, no other database or user."""
         if self._lane is None:
             return True
-        return not (self._lane.busy or self._in_transaction or self._changed)
+        return not (self._lane.busy or self._opened > self._ended or self._changed)
+
+    def renewed(self) -> Self:
+        """The same connection for its next user; this object, which the last one may still hold, is of no more use."""
+        successor = type(self)(self._options, self._limits, self._decode, self._hooks)
+        successor._timeout, successor._loop, successor._connected_at = self._timeout, self._loop, self._connected_at
+        successor._lane, self._lane = self._lane, None
+        if successor._lane is not None:
+            successor._lane.on_state = successor._state_changed
+        self._given_back, self._connected_at = True, None
+        return successor
 
     def is_connected(self) -> bool:
         """Whether the connection is there, its handshake done."""
@@ -95,9 +109,14 @@ class DedicatedClient:
 
     def call(self, *args: Any, decode: str | Default | None = DEFAULT) -> Future[Any]:
         """Send one command, or a `Pipeline`, and return the Future of its reply, like `Client.call`."""
+        future = self.send(args, self._decode if decode is DEFAULT else decode)
+        self._hooks.watch(future, "PIPELINE" if isinstance(args[0], Pipeline) else name_of(args), future.get_loop())
+        return future
+
+    def send(self, args: tuple[Any, ...], encoding: str | None) -> Future[Any]:
+        """`call` without telling the hooks."""
         lane = self._enter()
         assert self._loop is not None
-        encoding = self._decode if decode is DEFAULT else decode
         future: Future[Any] = Future(loop=self._loop)
         slot: CallSlot
         if args and isinstance(args[0], Pipeline):
@@ -105,22 +124,20 @@ class DedicatedClient:
             if not pipeline and not pipeline.atomic:
                 future.set_result([])
                 return future
-            command, slot, name, blocks = (
-                pipeline.packed(),
-                pipeline.slot(future, encoding),
-                "PIPELINE",
-                pipeline.blocks,
-            )
-            for effect in (Effect.CLOSES,) if pipeline.atomic else pipeline.effects:
-                self._note(effect)
+            command, slot, blocks = pipeline.packed(), pipeline.slot(future, encoding), pipeline.blocks
+            if pipeline.atomic:
+                self._note(Effect.CLOSES, future)
+            for effect in pipeline.effects:
+                # Which of its replies closes what, is not worth knowing: there are atomic pipelines for that.
+                self._note(Effect.STAYS if effect is Effect.CLOSES else effect, future)
         else:
-            command, name, blocks = pack(args), name_of(args), 0.0
+            command, blocks = pack(args), 0.0
             slot = future if encoding is None else DecodedCall(future, encoding)
             rule = rule_for(args)
             if rule is not None:
                 if rule.refusal is not None:
-                    raise UsageError(f"{name} is not for call(): {rule.refusal}")
-                self._note(rule.effect)
+                    raise UsageError(f"{name_of(args)} is not for call(): {rule.refusal}")
+                self._note(rule.effect, future)
                 if rule.blocks is not None:
                     blocks = rule.blocks(args)
         if blocks:
@@ -132,20 +149,39 @@ class DedicatedClient:
         turn = lane.turn or lane.begin_turn()
         turn.commands.append(command)
         turn.slots.append(slot)
-        self._hooks.watch(future, name, self._loop)
         return future
 
-    def _note(self, effect: Effect) -> None:
+    def _note(self, effect: Effect, future: Future[Any]) -> None:
         if effect is Effect.OPENS:
-            self._in_transaction = True
+            self._opened += 1
+            self._enter().allow_pings(False)
         elif effect is Effect.CLOSES:
-            self._in_transaction = False
+            future.add_done_callback(partial(self._closes, self._opened))
         elif effect is Effect.STAYS:
             self._changed = True
 
+    def _closes(self, opened: int, future: Future[Any]) -> None:
+        """Only its reply tells that it did: it may not have been sent, or be refused, or queued (UNWATCH)."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        if isinstance(error, WatchError | ExecAbortError) or (
+            error is None and future.result() not in (b"QUEUED", "QUEUED")
+        ):
+            self._ended = opened
+            if opened == self._opened and self._lane is not None:
+                self._lane.allow_pings(True)
+
     def _late(self, slot: CallSlot, seconds: float) -> None:
-        fail(slot, CallTimeout(seconds, maybe_executed=self.is_connected()))
-        self.disconnect()
+        if slot.done():
+            # It was answered in this very turn of the loop.
+            return
+        connection = None if self._lane is None else self._lane.connection
+        fail(slot, CallTimeout(seconds, maybe_executed=connection is not None))
+        if connection is None:
+            self.disconnect()
+        else:
+            connection.abort(connection.lost(f"a call was not answered within {seconds:g} s"))
 
     # The connection
 

@@ -47,7 +47,7 @@ class Lane:
         reconnect: bool = True,
         backoff: Backoff | None = None,
     ) -> None:
-        self._options, self._limits, self._loop, self._on_state = options, limits, loop, on_state
+        self._options, self._limits, self._loop, self.on_state = options, limits, loop, on_state
         self._reconnect = reconnect
         self._backoff = backoff or Backoff()
         self._piece_commands = max(1, min(_PIECE_COMMANDS, limits.max_in_flight // 8))
@@ -68,6 +68,7 @@ class Lane:
         self._connect_waiters: list[Future[None]] = []
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._quiet_until = 0.0
+        self._pings = True
 
     # Calling
 
@@ -87,17 +88,24 @@ class Lane:
         if self.connection is not None:
             self.connection.quiet_until = self._quiet_until
 
+    def allow_pings(self, allowed: bool) -> None:
+        """Whether it may be asked for a sign of life: in a transaction the PING would be one of its commands."""
+        self._pings = allowed
+        if self.connection is not None:
+            self.connection.pings = allowed
+
     def begin_turn(self) -> Turn:
         """What is needed once for all calls of one turn of the loop: one look at the clock, one flush."""
         now = self._loop.time()
         self.turn = turn = Turn(now)
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self.flush)
         timeout = self._limits.timeout
         if self._deadline_timer is None and timeout is not None:
             self._deadline_timer = self._loop.call_at(now + timeout, self._expire)
         return turn
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what was called up to now in this turn of the loop, or have it wait in the queue."""
         turn, self.turn = self.turn, None
         if turn is not None:
             self._queue.extend(turn.pieces(self._piece_commands, self._piece_bytes))
@@ -221,7 +229,7 @@ class Lane:
             return
         self._trouble = None
         self.connection = connection
-        connection.quiet_until = self._quiet_until
+        connection.quiet_until, connection.pings = self._quiet_until, self._pings
         self._proven = self._leaving = False
         self._change_state(LinkState.CONNECTED, None)
         waiters, self._connect_waiters = self._connect_waiters, []
@@ -278,8 +286,8 @@ class Lane:
                 waiter.set_exception(error())
 
     def _change_state(self, state: LinkState, error: RedisError | None) -> None:
-        if self._on_state is not None:
-            self._on_state(state, error)
+        if self.on_state is not None:
+            self.on_state(state, error)
 
     # What the connection tells its owner
 
@@ -301,6 +309,9 @@ class Lane:
         written, answered = self._written, connection.answered
         while written and written[0].end <= answered:
             self.in_flight_bytes -= written.popleft().size
+        if self._quiet_until and not self.busy:
+            # What blocked was answered: from now on silence means something again.
+            self._quiet_until = connection.quiet_until = 0.0
         if self._leaving and not connection.in_flight:
             connection.abort(connection.lost("the server is a replica that takes no writes"))
         elif self._queue:

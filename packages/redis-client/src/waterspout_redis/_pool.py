@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from asyncio import Future
+from asyncio import AbstractEventLoop, Future
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -36,6 +36,9 @@ class Poolable(Protocol):
     def is_clean(self) -> bool:
         """Whether the next user would find nothing left on the connection."""
 
+    def renewed(self) -> Self:
+        """The same for its next user, where the last one may still hold this object."""
+
 
 Lent = TypeVar("Lent", bound=Poolable)
 
@@ -65,6 +68,7 @@ class Pool(Generic[Lent]):
         self._make, self._max_size, self._client_timeout = make, max_size, client_timeout
         self._autoclose, self._wait_timeout = autoclose, wait_timeout
         self._closed = False
+        self._loop: AbstractEventLoop | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -73,6 +77,12 @@ class Pool(Generic[Lent]):
         self._lent: set[Lent] = set()
         self._waiters: deque[Future[Lent]] = deque()
         self._sweep: asyncio.TimerHandle | None = None
+
+    def _enter(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            self.forget()
+        self._loop = loop
 
     def __len__(self) -> int:
         """How many clients there are, lent or idle."""
@@ -104,6 +114,7 @@ class Pool(Generic[Lent]):
 
         Raises ConnectError, PoolTimeout, ClosedError; then there is nothing to release.
         """
+        self._enter()
         client = self.get_client_nowait() or await self._next_released()
         try:
             await client.connect()
@@ -119,6 +130,8 @@ class Pool(Generic[Lent]):
             async with asyncio.timeout(self._wait_timeout):
                 return await waiter
         except BaseException as error:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It came in the moment of giving up: the next one waits for it.
                 self.release_client(waiter.result())
@@ -135,7 +148,7 @@ class Pool(Generic[Lent]):
             raise UsageError("this client is not lent by this pool: was it released twice?")
         self._lent.remove(client)
         if not self._closed and client.is_clean and self._usable(client):
-            self._idle.append(client)
+            self._idle.append(client.renewed())
             self._sweep_later()
         else:
             client.disconnect()
@@ -159,23 +172,23 @@ class Pool(Generic[Lent]):
 
     async def preconnect(self, size: int | None = None) -> None:
         """Have `size` clients connected, or as many as there may be. Raises as `get_connected_client` does."""
+        self._enter()
         if size is None:
             size = self._max_size
         if size is None:
             raise UsageError("give preconnect() a size, or the pool a max_size")
         wanted = size - len(self) if self._max_size is None else min(size, self._max_size) - len(self)
-        results = await asyncio.gather(*(self._new() for _ in range(wanted)), return_exceptions=True)
+        clients = [self._make() for _ in range(wanted)]
+        # Now, not when they are connected: others take clients meanwhile.
+        self._lent.update(clients)
+        try:
+            results = await asyncio.gather(*(client.connect() for client in clients), return_exceptions=True)
+        finally:
+            for client in clients:
+                self.release_client(client)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-    async def _new(self) -> None:
-        client = self._make()
-        self._lent.add(client)
-        try:
-            await client.connect()
-        finally:
-            self.release_client(client)
 
     # Its end, and that of old clients
 
@@ -202,10 +215,11 @@ class Pool(Generic[Lent]):
             self._sweep_later()
 
     def disconnect(self) -> None:
-        """Close all connections, those that are lent too."""
+        """Close all connections, those that are lent too. Who waits gets ClosedError."""
         for client in (*self._idle, *self._lent):
             client.disconnect()
         self._idle.clear()
+        self._fail_waiters("the client was disconnected")
 
     def destroy(self) -> None:
         """Close it: the idle clients now, each that is lent when it is released. Who waits gets ClosedError."""
@@ -215,10 +229,13 @@ class Pool(Generic[Lent]):
             self._sweep = None
         while self._idle:
             self._idle.popleft().disconnect()
+        self._fail_waiters("the pool is closed")
+
+    def _fail_waiters(self, reason: str) -> None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
-                waiter.set_exception(ClosedError("the pool is closed"))
+                waiter.set_exception(ClosedError(reason))
 
     async def aclose(self) -> None:
         """Close it and all its clients, those that are lent too, and return when the sockets are given back."""

@@ -122,7 +122,8 @@ CallSlot: TypeAlias = "Future[Any] | DecodedCall | PipelineCall"
 def _deliver(future: Future[Any], reply: Any, encoding: str | None) -> None:
     try:
         future.set_result(reply if encoding is None else decoded(reply, encoding))
-    except UnicodeError as error:
+    except Exception as error:
+        # Also an encoding that there is not: nothing may come out of here, see `Waiter`.
         future.set_exception(error)
 
 
