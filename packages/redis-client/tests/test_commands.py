@@ -433,7 +433,7 @@ def test_a_watched_key_that_was_not_changed_lets_the_transaction_through(redis_s
                 assert not pipe.watching
 
     run(main())
-    assert names == ["SET", "WATCH", "GET", "PIPELINE"]
+    assert names == ["SET", "WATCH", "GET", "TRANSACTION"]
 
 
 def test_a_watched_key_that_was_changed_stops_the_transaction(redis_server: RunningServer) -> None:

@@ -81,7 +81,7 @@ def test_a_pipeline_takes_what_its_arguments_are_now() -> None:
     pipeline = Pipeline()
     pipeline.stack_call("SET", "k", value)
     value[:] = b"after!"
-    assert pipeline.packed() == pack(("SET", "k", "before"))
+    assert pipeline.request().command == pack(("SET", "k", "before"))
 
 
 def test_a_pipeline_refuses_a_bad_argument_and_stays_as_it_was() -> None:

@@ -482,3 +482,21 @@ def test_what_is_wrong_with_the_encoding_of_one_call_is_no_harm_to_the_others(re
             assert [await before, await after] == [1, 2]
 
     run(main())
+
+
+def test_what_a_blocking_call_is_given_is_taken_at_once(redis_server: RunningServer) -> None:
+    async def main() -> None:
+        async with Client(redis_server.url) as client:
+            key = bytearray(b"right")
+            popped = client.call("BLPOP", key, 5)
+            key[:] = b"wrong"
+            pipeline = Pipeline()
+            pipeline.stack_call("BLPOP", "pipelined", 5)
+            pipelined = client.call(pipeline)
+            pipeline.stack_call("PING")
+            for name in ("right", "pipelined"):
+                await client.call("RPUSH", name, "v")
+            assert await popped == [b"right", b"v"]
+            assert await pipelined == [[b"pipelined", b"v"]]
+
+    run(main())

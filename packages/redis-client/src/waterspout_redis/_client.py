@@ -19,9 +19,10 @@ from ._errors import ClosedError, ConnectError, UsageError
 from ._hooks import Hooks, OnCommand, OnConnection
 from ._lane import Lane
 from ._options import ConnectionKeywords, ConnectionOptions, Limits, MiB
-from ._pipeline import Pipeline
+from ._pipeline import Pipeline, pipeline_request
 from ._pool import Pool
-from ._routing import RULES, UNKNOWN, Effect, name_of, rule_for
+from ._request import Request, request_of
+from ._routing import RULES, UNKNOWN, name_of
 from ._slots import DecodedCall
 from ._state import LinkState
 
@@ -91,7 +92,7 @@ class Client:
         on_command: OnCommand | None = None,
         **connection: Unpack[ConnectionKeywords],
     ) -> None:
-        self._closed = False
+        self._closed = True  # until it is made: __del__ looks
         self._loop: AbstractEventLoop | None = None
         self._shared: Lane | None = None
         self._bulk: Lane | None = None
@@ -103,6 +104,7 @@ class Client:
         self._hooks = Hooks(on_connection, on_command)
         self._watched = on_command is not None
         self._leases: Pool[DedicatedClient] = Pool(self._dedicated, max_leases, wait_timeout=timeout)
+        self._closed = False
 
     def _dedicated(self) -> DedicatedClient:
         return DedicatedClient(self._options, self._limits, self._decode, self._hooks)
@@ -184,10 +186,10 @@ class Client:
             self._move_to(loop)
         encoding = self._decode if decode is DEFAULT else decode
         if args and isinstance(args[0], Pipeline):
-            return self._call_pipeline(args[0], encoding, bulk)
+            return self._send(pipeline_request(args), encoding, bulk)
         command = pack(args)
-        if RULES.get(args[0], UNKNOWN) is not None and self._blocks(args):
-            return self._start_leased(args, encoding, name_of(args), loop)
+        if RULES.get(args[0], UNKNOWN) is not None:
+            return self._send(request_of(args), encoding, bulk)
         lane = self._shared if len(command) <= BULK and not bulk else self._bulk or self._make_bulk()
         future: Future[Any] = Future(loop=loop)
         turn = lane.turn or lane.begin_turn()  # type: ignore[union-attr]  # there is one for this loop
@@ -199,56 +201,33 @@ class Client:
             self._hooks.watch(future, name_of(args), loop)
         return future
 
-    def _blocks(self, args: tuple[Any, ...]) -> bool:
-        """Whether this command blocks; UsageError for one that may not go over the shared connection."""
-        rule = rule_for(args)
-        if rule is None:
-            return False
-        if rule.refusal is not None:
-            raise UsageError(f"{name_of(args)} is not for call(): {rule.refusal}")
-        if rule.effect is not Effect.NONE:
-            raise UsageError(f"{name_of(args)} needs a connection of one's own, as it {rule.effect.value}: use lease()")
-        return rule.blocks is not None and rule.blocks(args) > 0
-
-    def _call_pipeline(self, pipeline: Pipeline, encoding: str | None, bulk: bool) -> Future[Any]:
+    def _send(self, request: Request, encoding: str | None, bulk: bool) -> Future[Any]:
+        """The same for what may have something special about it."""
         loop = get_running_loop()
-        if pipeline.effects:
-            raise UsageError(
-                f"the pipeline needs a connection of one's own, as it {pipeline.effects[0].value}: use lease()"
-            )
-        if pipeline.blocks > 0:
-            return self._start_leased((pipeline,), encoding, "PIPELINE", loop)
-        future: Future[Any] = Future(loop=loop)
-        if not pipeline:
-            future.set_result([])
-            return future
-        command = pipeline.packed()
-        lane = self._shared if len(command) <= BULK and not bulk else self._bulk or self._make_bulk()
-        assert lane is not None
-        turn = lane.turn or lane.begin_turn()
-        turn.commands.append(command)
-        turn.slots.append(pipeline.slot(future, encoding))
-        if self._watched:
-            self._hooks.watch(future, "PIPELINE", loop)
+        if request.effects:
+            why = request.effects[0].value
+            raise UsageError(f"{request.name} needs a connection of one's own, as it {why}: use client.lease()")
+        future: Future[Any]
+        if request.blocks > 0:
+            future = loop.create_task(self._call_leased(request, encoding))
+        else:
+            future = Future(loop=loop)
+            lane = self._shared if len(request.command) <= BULK and not bulk else self._bulk or self._make_bulk()
+            assert lane is not None
+            lane.send(request, future, encoding)
+        self._hooks.watch(future, request.name, loop)
         return future
 
     def _make_bulk(self) -> Lane:
         self._bulk = self._lane("bulk")
         return self._bulk
 
-    def _start_leased(
-        self, args: tuple[Any, ...], encoding: str | None, name: str, loop: AbstractEventLoop
-    ) -> Future[Any]:
-        task = loop.create_task(self._call_leased(args, encoding))
-        self._hooks.watch(task, name, loop)
-        return task
-
-    async def _call_leased(self, args: tuple[Any, ...], encoding: str | None) -> Any:
+    async def _call_leased(self, request: Request, encoding: str | None) -> Any:
         backoff = Backoff()
         for left in reversed(range(self._limits.retry + 1)):
             try:
                 async with self._leases.connected_client() as client:
-                    return await client.send(args, encoding)
+                    return await client.send(request, encoding)
             except ConnectError:
                 # Nothing was sent.
                 if not left:
@@ -320,5 +299,6 @@ class Client:
 
     def __del__(self) -> None:
         # Nothing is closed here: the loop may be gone, or be busy in another thread.
-        if not self._closed and self._shared is not None and self._shared.connection is not None:
+        lanes = (self._shared, self._bulk)
+        if not self._closed and (len(self._leases) or any(lane is not None and lane.connection for lane in lanes)):
             warnings.warn(f"{self!r} was never closed: await its aclose()", ResourceWarning, source=self, stacklevel=2)

@@ -10,14 +10,15 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final, Self, overload
 
-from ._encoding import Argument, pack
+from ._encoding import Argument
 from ._errors import CallTimeout, ExecAbortError, RedisError, UsageError, WatchError
 from ._hooks import Hooks
 from ._lane import Lane
 from ._options import ConnectionOptions, Limits
-from ._pipeline import Pipeline
-from ._routing import Effect, name_of, rule_for
-from ._slots import CallSlot, DecodedCall, fail
+from ._pipeline import Pipeline, pipeline_request
+from ._request import Request, request_of
+from ._routing import Effect
+from ._slots import CallSlot, TransactionCall, fail
 from ._state import LinkState
 
 
@@ -109,46 +110,28 @@ class DedicatedClient:
 
     def call(self, *args: Any, decode: str | Default | None = DEFAULT) -> Future[Any]:
         """Send one command, or a `Pipeline`, and return the Future of its reply, like `Client.call`."""
-        future = self.send(args, self._decode if decode is DEFAULT else decode)
-        self._hooks.watch(future, "PIPELINE" if isinstance(args[0], Pipeline) else name_of(args), future.get_loop())
+        is_pipeline = args and isinstance(args[0], Pipeline)
+        request = pipeline_request(args) if is_pipeline else request_of(args)
+        future = self.send(request, self._decode if decode is DEFAULT else decode)
+        self._hooks.watch(future, request.name, future.get_loop())
         return future
 
-    def send(self, args: tuple[Any, ...], encoding: str | None) -> Future[Any]:
+    def send(self, request: Request, encoding: str | None) -> Future[Any]:
         """`call` without telling the hooks."""
         lane = self._enter()
         assert self._loop is not None
         future: Future[Any] = Future(loop=self._loop)
-        slot: CallSlot
-        if args and isinstance(args[0], Pipeline):
-            pipeline = args[0]
-            if not pipeline and not pipeline.atomic:
-                future.set_result([])
-                return future
-            command, slot, blocks = pipeline.packed(), pipeline.slot(future, encoding), pipeline.blocks
-            if pipeline.atomic:
-                self._note(Effect.CLOSES, future)
-            for effect in pipeline.effects:
-                # Which of its replies closes what, is not worth knowing: there are atomic pipelines for that.
-                self._note(Effect.STAYS if effect is Effect.CLOSES else effect, future)
-        else:
-            command, blocks = pack(args), 0.0
-            slot = future if encoding is None else DecodedCall(future, encoding)
-            rule = rule_for(args)
-            if rule is not None:
-                if rule.refusal is not None:
-                    raise UsageError(f"{name_of(args)} is not for call(): {rule.refusal}")
-                self._note(rule.effect, future)
-                if rule.blocks is not None:
-                    blocks = rule.blocks(args)
-        if blocks:
-            lane.expect_silence(self._loop.time() + blocks)
-        if self._timeout is not None and blocks < math.inf:
-            seconds = blocks + self._timeout
+        for effect in request.effects:
+            self._note(effect, future)
+        if request.blocks:
+            lane.expect_silence(self._loop.time() + request.blocks)
+        slot = lane.send(request, future, encoding)
+        if isinstance(slot, TransactionCall):
+            self._note(Effect.CLOSES, future)
+        if self._timeout is not None and request.blocks < math.inf:
+            seconds = request.blocks + self._timeout
             timer = self._loop.call_later(seconds, self._late, slot, seconds)
             future.add_done_callback(partial(_cancel, timer))
-        turn = lane.turn or lane.begin_turn()
-        turn.commands.append(command)
-        turn.slots.append(slot)
         return future
 
     def _note(self, effect: Effect, future: Future[Any]) -> None:

@@ -12,12 +12,13 @@ from asyncio import AbstractEventLoop, Future, Task
 from collections import deque
 from collections.abc import Callable
 from operator import methodcaller
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ._backoff import Backoff
 from ._connection import Connection
 from ._errors import CallTimeout, ClosedError, ConnectError, RedisError, unanswered
 from ._options import ConnectionOptions, Limits
+from ._request import Request
 from ._routing import reads_only
 from ._session import PubSubMessage, Push
 from ._slots import CallSlot, PipelineCall, fail
@@ -103,6 +104,17 @@ class Lane:
         if self._deadline_timer is None and timeout is not None:
             self._deadline_timer = self._loop.call_at(now + timeout, self._expire)
         return turn
+
+    def send(self, request: Request, future: Future[Any], encoding: str | None) -> CallSlot:
+        """Have `future` answered with what is replied to `request`; returned is what waits for that."""
+        slot = request.slot(future, encoding)
+        if not request.command:
+            future.set_result([])
+            return slot
+        turn = self.turn or self.begin_turn()
+        turn.commands.append(request.command)
+        turn.slots.append(slot)
+        return slot
 
     def flush(self) -> None:
         """Write what was called up to now in this turn of the loop, or have it wait in the queue."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from asyncio import Future
+from functools import partial
 from typing import Any, Final
 
 from ._encoding import Argument, pack
 from ._errors import UsageError
-from ._routing import Effect, name_of, rule_for
+from ._request import Request, request_of
+from ._routing import RULES, UNKNOWN, Effect
 from ._slots import PipelineCall, TransactionCall
 
 _MULTI: Final = pack(("MULTI",))
@@ -29,44 +30,44 @@ class Pipeline:
     2
     """
 
-    __slots__ = ("_commands", "atomic", "blocks", "effects")
+    __slots__ = ("_blocks", "_commands", "_effects", "atomic")
 
     def __init__(self, *, atomic: bool = False) -> None:
-        self._commands: list[bytes] = []
         self.atomic = atomic
-        self.blocks = 0.0
-        """For how many seconds its commands may block, all together."""
-        self.effects: list[Effect] = []
-        """What its commands leave behind on their connection, in order."""
+        self._commands: list[bytes] = []
+        self._blocks = 0.0
+        self._effects: list[Effect] = []
 
     def stack_call(self, *args: Argument) -> None:
         """Add one command. Raises TypeError for an argument that Redis cannot take, see `Client.call`, and UsageError
         for a command that cannot be in a pipeline."""
         command = pack(args)
-        rule = rule_for(args)
-        if rule is not None:
-            if rule.refusal is not None:
-                raise UsageError(f"{name_of(args)} is not for a pipeline: {rule.refusal}")
-            if self.atomic and rule.effect is not Effect.NONE:
-                raise UsageError(f"{name_of(args)} is not for an atomic pipeline, which sends MULTI and EXEC itself")
-            if rule.blocks is not None and not self.atomic:
+        if RULES.get(args[0], UNKNOWN) is not None:  # type: ignore[arg-type]  # pack has seen that it is a name
+            request = request_of(args)
+            if self.atomic and request.effects:
+                raise UsageError(f"{request.name} is not for an atomic pipeline, which sends MULTI and EXEC itself")
+            if not self.atomic:
                 # In a transaction nothing blocks.
-                self.blocks += rule.blocks(args)
-            if rule.effect is not Effect.NONE:
-                self.effects.append(rule.effect)
+                self._blocks += request.blocks
+            # Which of the replies closes what, is not worth knowing: there are atomic pipelines for that.
+            self._effects += (Effect.STAYS if effect is Effect.CLOSES else effect for effect in request.effects)
         self._commands.append(command)
 
     def __len__(self) -> int:
         return len(self._commands)
 
-    def packed(self) -> bytes:
-        """All commands as they go over the wire."""
+    def request(self) -> Request:
+        """What is to be sent for what was stacked up to now."""
         if self.atomic:
-            return b"".join((_MULTI, *self._commands, _EXEC))
-        return b"".join(self._commands)
+            command = b"".join((_MULTI, *self._commands, _EXEC))
+            return Request("TRANSACTION", command, slot=partial(TransactionCall, len(self) + 2))
+        command, slot = b"".join(self._commands), partial(PipelineCall, len(self))
+        return Request("PIPELINE", command, self._blocks, tuple(self._effects), slot)
 
-    def slot(self, future: Future[Any], encoding: str | None) -> PipelineCall:
-        """What waits for its replies, and makes `future` the list of them."""
-        if self.atomic:
-            return TransactionCall(len(self) + 2, future, encoding)
-        return PipelineCall(len(self), future, encoding)
+
+def pipeline_request(args: tuple[Any, ...]) -> Request:
+    """What ``call(pipeline)`` was called with."""
+    if len(args) > 1:
+        raise TypeError("a pipeline is called alone, without further arguments")
+    request: Request = args[0].request()
+    return request

@@ -1,10 +1,12 @@
 """A pytest plugin: every test that asks for `redis_server` or `fresh_redis_server` runs on every server found here.
 
-Load it from the root conftest.py: ``pytest_plugins = ["waterspout_redis.testing.plugin"]``.
+Load it from the root conftest.py: ``pytest_plugins = ["waterspout_redis.testing.plugin"]``. With ONE_REDIS_SERVER set
+in the environment they run on the first one only.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +20,9 @@ def pytest_report_header() -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "redis_binary" in metafunc.fixturenames:
-        servers: list[ServerBinary | None] = [*find_servers()] or [None]
+        found = find_servers()
+        # For who wants a shorter run.
+        servers: list[ServerBinary | None] = [*(found[:1] if os.environ.get("ONE_REDIS_SERVER") else found)] or [None]
         metafunc.parametrize(
             "redis_binary",
             servers,
