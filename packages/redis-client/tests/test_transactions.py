@@ -217,7 +217,9 @@ def test_a_transaction_that_times_out_leaves_the_shared_connection_out_of_it(red
 @pytest.mark.parametrize("way", ["to_server", "to_client"])
 def test_a_transaction_cut_anywhere_is_executed_as_a_whole_or_not_at_all(redis_server: RunningServer, way: str) -> None:
     both = transaction(("INCR", "a"), ("INCR", "b"))
-    length = len(both.request().command) if way == "to_server" else len(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:1\r\n:1\r\n")
+    length = (
+        len(both.request().command) if way == "to_server" else len(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:1\r\n:1\r\n")
+    )
 
     async def main() -> None:
         async with FaultProxy(redis_server.port) as proxy, Client(proxy.url) as client:

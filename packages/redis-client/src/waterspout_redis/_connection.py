@@ -61,6 +61,8 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._session: Session[Slot] = Session(max_reply_bytes=options.max_reply_bytes)
         self._buffer = bytearray(_READ_BUFFER)
+        # asyncio's TLS reads on into slices of it: those of a bytearray would be copies.
+        self._view = memoryview(self._buffer)
         self._transport: asyncio.Transport | None = None
         self._owner: Owner | None = None
         self._error: RedisError | None = None
@@ -287,8 +289,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(_WRITE_HIGH_WATER)
         _tune(transport.get_extra_info("socket"), self._options.keepalive)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
         # asyncio would close the transport for an exception, and nobody would learn why.
