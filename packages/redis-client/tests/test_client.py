@@ -19,6 +19,7 @@ from waterspout_redis import (
     ClosedError,
     ConnectError,
     ConnectionLost,
+    LinkState,
     Pipeline,
     ResponseError,
     WrongPasswordError,
@@ -355,25 +356,41 @@ def test_one_deadline_covers_the_whole_handshake_F21(redis_server: RunningServer
     run(main())
 
 
-def test_when_no_server_is_there_every_waiting_call_is_told_and_attempts_are_spaced(
+def test_while_the_server_is_away_every_call_is_told_at_once_and_attempts_are_spaced(
     redis_server: RunningServer,
 ) -> None:
     async def main() -> None:
+        attempts = []
+
+        def on_connection(lane: str, state: LinkState, error: Exception | None) -> None:
+            if state is LinkState.CONNECTING:
+                attempts.append(loop.time())
+
         async with FaultProxy(redis_server.port) as proxy:
             proxy.refuse()
-            client = Client(proxy.url, retry=0)
+            client = Client(proxy.url, retry=0, on_connection=on_connection)
             loop = asyncio.get_running_loop()
-            times = []
-            for _ in range(4):
+            begun = loop.time()
+            while len(attempts) < 5:
                 calls = [client.call("PING") for _ in range(10)]
                 done, _ = await asyncio.wait(calls)
                 assert all(isinstance(call.exception(), ConnectError) for call in done)
                 assert calls[0].exception() is not calls[1].exception()
-                times.append(loop.time())
-            pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-            assert pauses[0] >= 0.05
-            assert pauses[2] >= 0.2
+                assert not client.waiting
+            pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+            # Half of 0.1, 0.2, 0.4, 0.8 seconds at least.
+            assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2, 0.4), strict=True))
+            assert loop.time() - begun < 10
+            proxy.heal()
+            while not await answered(client):
+                pass
             await client.aclose()
+
+    async def answered(client: Client) -> bool:
+        try:
+            return bool(await client.call("PING"))
+        except ConnectError:
+            return False
 
     run(main())
 

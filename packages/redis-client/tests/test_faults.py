@@ -15,6 +15,7 @@ from waterspout_redis import (
     ConnectError,
     ConnectionLost,
     Gap,
+    LinkState,
     Pipeline,
     PubSubClient,
     PubSubMessage,
@@ -232,6 +233,7 @@ def test_connecting_through_a_black_hole_ends_in_time_and_works_when_it_is_heale
                 assert isinstance(error, ConnectError)
                 assert not error.maybe_executed
             proxy.heal()
+            await client.connect()
             assert await client.call("PING") == b"PONG"
             await client.aclose()
 
@@ -352,6 +354,7 @@ def test_a_handshake_cut_anywhere_is_a_connect_error_and_the_next_one_is_whole(
                     await broken.call("SET", "k", count)
                 assert caught.value.step in ("HELLO", "SELECT", "CLIENT SETNAME", "CLIENT SETINFO")
                 assert not caught.value.maybe_executed
+                await broken.connect()
                 assert " db=1 " in await broken.call("CLIENT", "INFO", decode="utf-8")
                 await broken.aclose()
             await eventually(lambda: not proxy.live)
@@ -493,6 +496,7 @@ def test_a_port_that_refuses_is_told_to_every_caller_and_tried_again(redis_serve
             errors = [call.exception() for call in calls]
             assert all(isinstance(error, ConnectError) and error.step == "connect" for error in errors)
             proxy.heal()
+            await client.connect()
             assert await client.call("PING") == b"PONG"
 
     run(main())
@@ -506,15 +510,17 @@ def test_a_listener_with_a_wrong_password_says_so_and_goes_on_trying(
 
     async def main() -> None:
         async with PubSubClient(fresh_redis_server.url, username="app", password="secret", protocol=protocol) as pubsub:
-            subscribed = pubsub.subscribe("a")
-            error = await eventually(lambda: pubsub.last_error)
-            assert isinstance(error, ConnectError)
-            assert error.step == ("HELLO" if protocol == 3 else "AUTH")
-            assert isinstance(error.cause, WrongPasswordError)
-            assert "secret" not in str(error)
-            assert not subscribed.done()
+            with pytest.raises(ConnectError) as caught:
+                await pubsub.subscribe("a")
+            for error in (caught.value, pubsub.last_error):
+                assert isinstance(error, ConnectError)
+                assert error.step == ("HELLO" if protocol == 3 else "AUTH")
+                assert isinstance(error.cause, WrongPasswordError)
+                assert "secret" not in str(error)
             fresh_redis_server.call("ACL", "SETUSER", "app", ">secret")
-            await subscribed
+            # What was asked for stays desired.
+            await eventually(lambda: pubsub.state is LinkState.CONNECTED)
+            assert fresh_redis_server.call("PUBLISH", "a", "m") == 1
 
     run(main())
 
@@ -534,6 +540,7 @@ def test_a_full_server_says_that_it_is_full_and_is_tried_again(redis_binary: Ser
                 assert not error.maybe_executed
                 assert "max number of clients reached" in str(error)
             await first.call("CONFIG", "SET", "maxclients", 10)
+            await client.connect()
             assert await client.call("PING") == b"PONG"
             await subscribed
             await asyncio.gather(client.aclose(), pubsub.aclose())
@@ -558,6 +565,7 @@ def test_nothing_runs_in_db_0_where_select_fails_after_a_reconnect_F17(
                 assert isinstance(caught.value.cause, ResponseError)
             assert small.call("DBSIZE") == 0
             proxy.target = target
+            await client.connect()
             assert await client.call("GET", "k") == b"v"
 
     with RunningServer(redis_binary, "--databases", "1") as small:

@@ -53,8 +53,9 @@ class Client:
     - ``keepalive``: after so long without traffic the operating system asks too; None: it does not.
     - ``max_in_flight`` commands and ``max_in_flight_bytes`` at most are written and not answered yet; the rest wait
       in order. A larger command or pipeline goes when nothing else is in flight.
-    - ``retry``: how often more a command that could not be sent is tried on a new connection, and one that only
-      reads is sent again when its answer was lost. A command that may write is never sent twice.
+    - ``retry``: for how many more attempts to connect a command waits, and how often one that only reads is sent
+      again when its answer was lost. A command that may write is never sent twice. When that many attempts in a row
+      have failed, calls fail at once until it is time for the next one.
     - ``max_leases``: how many connections there may be for blocking commands and `lease`.
     - ``max_reply_bytes``: a server that sends more for one reply is given up. 1 GiB is twice what Redis allows a value.
     - ``decode="utf-8"`` gives text instead of bytes.
@@ -153,6 +154,12 @@ class Client:
     def in_flight_bytes(self) -> int:
         """Their bytes, counted by whole pieces that were written at once."""
         return 0 if self._shared is None else self._shared.in_flight_bytes
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait to be written to the shared connection. Nothing bounds them but `timeout`: who calls
+        faster than Redis answers has to await."""
+        return 0 if self._shared is None else self._shared.waiting
 
     # Calling
 

@@ -72,6 +72,10 @@ class ConnectError(RedisError):
             cause, AuthenticationError | NoPermissionError | ssl.SSLCertVerificationError
         )
 
+    def again(self) -> ConnectError:
+        """The same for one more who waits: each raises an error of its own."""
+        return ConnectError(self.address, self.step, self.cause)
+
 
 class ConnectionLost(RedisError):
     """The connection ended, for `reason`, before the answer came.
@@ -85,12 +89,16 @@ class ConnectionLost(RedisError):
 
 
 class CallTimeout(RedisError, TimeoutError):
-    """The answer did not come within `seconds`; `maybe_executed` tells whether the command was sent."""
+    """The answer did not come within `seconds`; `maybe_executed` tells whether the command was sent.
 
-    def __init__(self, seconds: float, *, maybe_executed: bool) -> None:
+    ``reason`` is why there is no connection, if there is none.
+    """
+
+    def __init__(self, seconds: float, *, maybe_executed: bool, reason: ConnectError | None = None) -> None:
         verdict = "the command may have been executed" if maybe_executed else "the command was not sent"
-        super().__init__(f"no answer within {seconds:g} s; {verdict}")
+        super().__init__(f"no answer within {seconds:g} s; {verdict}{f': {reason}' if reason else ''}")
         self.seconds, self.maybe_executed = seconds, maybe_executed
+        self.__cause__ = reason
 
 
 class ClosedError(RedisError):

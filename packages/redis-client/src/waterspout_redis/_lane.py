@@ -65,6 +65,7 @@ class Lane:
         self._proven = self._leaving = False
         self._not_before = 0.0
         self._trouble: ConnectError | None = None
+        self._failures = 0
         self._connecting: Task[None] | None = None
         self._connect_waiters: list[Future[None]] = []
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -77,6 +78,11 @@ class Lane:
     def in_flight(self) -> int:
         """Commands that were written and are not answered yet."""
         return 0 if self.connection is None else self.connection.in_flight
+
+    @property
+    def waiting(self) -> int:
+        """Commands and pipelines that were called and are not written yet."""
+        return sum(len(turn.slots) for turn in (*self._queue, *((self.turn,) if self.turn else ())))
 
     @property
     def busy(self) -> bool:
@@ -127,7 +133,10 @@ class Lane:
         """Write what may be written now: in order, within the bounds on what is in flight."""
         connection, queue, limits = self.connection, self._queue, self._limits
         if connection is None:
-            if queue:
+            if queue and self._trouble is not None and self._gives_up(self._trouble) and self._waits_to_try_again():
+                # It is known to be away: who needs an answer now can have it now.
+                self._fail_waiting(self._trouble.again)
+            elif queue:
                 self._start_connecting()
             return
         while queue and connection.writable and not self._leaving:
@@ -168,9 +177,7 @@ class Lane:
         while queue and queue[0].made_at <= due:
             turn = queue.popleft()
             for slot in turn.slots:
-                late = CallTimeout(timeout, maybe_executed=False)
-                late.__cause__ = self._trouble
-                fail(slot, late)
+                fail(slot, CallTimeout(timeout, maybe_executed=False, reason=self._trouble))
         left = left or (queue[0] if queue else self.turn)
         if left is not None:
             # Not for each turn by its own: a hundredth of the time-out is precise enough.
@@ -239,7 +246,7 @@ class Lane:
         self._connecting = None
         if connection is None:
             return
-        self._trouble = None
+        self._trouble, self._failures = None, 0
         self.connection = connection
         connection.quiet_until, connection.pings = self._quiet_until, self._pings
         self._proven = self._leaving = False
@@ -261,24 +268,23 @@ class Lane:
                 return await Connection.open(self._options, self)
             except ConnectError as error:
                 self._trouble = error
+                self._failures += 1
                 self._not_before = self._loop.time() + self._backoff.next_delay()
                 self._change_state(LinkState.DISCONNECTED, error)
-                self._connect_failed(error)
+                if self._gives_up(error):
+                    self._fail_waiting(error.again)
+                else:
+                    # Who asked to connect is told; a command waits for some more attempts.
+                    self._fail_waiters(error.again)
                 if not self._queue:
                     return None
 
-    def _connect_failed(self, error: ConnectError) -> None:
-        """Who asked to connect is told; a command waits for some more attempts."""
-        again: deque[Turn] = deque()
-        for turn in self._queue:
-            turn.attempts += 1
-            if turn.attempts <= self._limits.retry and not error.hopeless and not all(map(_is_done, turn.slots)):
-                again.append(turn)
-            else:
-                for slot in turn.slots:
-                    fail(slot, ConnectError(error.address, error.step, error.cause))
-        self._queue = again
-        self._fail_waiters(lambda: ConnectError(error.address, error.step, error.cause))
+    def _gives_up(self, error: ConnectError) -> bool:
+        """Whether commands wait no longer for a connection."""
+        return error.hopeless or self._failures > self._limits.retry
+
+    def _waits_to_try_again(self) -> bool:
+        return self._connecting is None and self._loop.time() < self._not_before
 
     def _fail_waiting(self, error: Callable[[], RedisError]) -> None:
         """Nothing of what waits was sent: say so to each, with an error of its own."""

@@ -121,7 +121,7 @@ class Link:
         if connection is not None:
             await connection.wait_released()
         for kind in self._all:
-            kind.close(ClosedError())
+            kind.close(ClosedError)
 
     @property
     def is_open(self) -> bool:
@@ -193,6 +193,9 @@ class Link:
         try:
             self._connection = await Connection.open(self._options, self)
         except ConnectError as error:
+            if error.hopeless:
+                for kind in self._all:
+                    kind.fail_requests(error.again)
             return error
         self._restore(self._connection)
         return await self._ended

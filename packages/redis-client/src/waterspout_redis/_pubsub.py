@@ -96,7 +96,9 @@ class PubSubClient:
 
         A plain function: the desired state is changed when it returns, and calls of one turn of the event loop go out
         as one command. The Future raises NoPermissionError (or another ResponseError) for a name that is refused,
-        which is then not desired any more, and ClosedError. Unsubscribing from the name ends the wait.
+        which is then not desired any more, and ClosedError. Where nobody can connect like this, with a wrong password,
+        database or certificate, it raises ConnectError, and the name stays desired, as it does for a server that is
+        away: for that the Future waits without end. Unsubscribing from the name ends the wait.
         """
         return self._want(self._channels, channels)
 

@@ -7,7 +7,7 @@ new one is asked for all of it. One `Subscriptions` is for channels, others for 
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from ._errors import RedisError, ResponseError
@@ -157,15 +157,19 @@ class Subscriptions:
         self._changed = dict(self.desired)
         self.settle_without_link()
 
-    def close(self, error: RedisError) -> None:
-        """Nothing will be confirmed any more."""
-        self.link_lost()
-        for request in self._requests:
-            request.fail(error)
-            # Subscribing without waiting for it is common; closing then is no news to anyone.
+    def fail_requests(self, error: Callable[[], RedisError]) -> None:
+        """Who waits waits in vain: each is told with an error of its own. What is desired stays so."""
+        requests, self._requests = self._requests, []
+        for request in requests:
+            request.fail(error())
+            # Subscribing without waiting for it is common, and the link tells of its trouble in other ways too.
             if not request.future.cancelled():
                 request.future.exception()
-        self._requests.clear()
+
+    def close(self, error: Callable[[], RedisError]) -> None:
+        """Nothing will be confirmed any more."""
+        self.link_lost()
+        self.fail_requests(error)
 
 
 def _one_less(request: Request) -> None:

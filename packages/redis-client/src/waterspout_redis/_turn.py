@@ -21,7 +21,7 @@ class Turn:
         self.slots: list[CallSlot] = []
         self.made_at = made_at
         self.attempts = 0
-        """How often it was sent, or a connection for it could not be made."""
+        """How often it was sent in vain."""
         self.size = 0
         """In bytes; and, once it is written, how many replies of the connection there are up to its `end`."""
         self.end = 0
