@@ -6,6 +6,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 import waterspout_redis
 from waterspout_redis.testing import RunningServer
 
@@ -34,19 +36,26 @@ assert not others, others
 """
 
 
-def test_the_copied_folder_works_under_another_name(redis_server: RunningServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "without what is not needed"])
+def test_the_copied_folder_works_under_another_name(redis_server: RunningServer, tmp_path: Path, whole: bool) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "__init__.py").touch()
     copied = shutil.copytree(Path(waterspout_redis.__file__).parent, project / "_redis")
-    # What the recipe in the package's README says may go.
-    shutil.rmtree(copied / "testing")
+    program = PROGRAM
+    if whole:
+        program = "import project._redis.testing, project._redis.tornadis\n" + program
+    else:
+        # What the recipe in the package's README says may go.
+        shutil.rmtree(copied / "testing")
+        shutil.rmtree(copied / "tornadis")
+        (copied / "commands.py").unlink()
     hiredis = find_spec("hiredis")
     assert hiredis is not None
     assert hiredis.origin is not None
     # -S: without what is installed; only hiredis is put where it can be found.
     (tmp_path / "hiredis").symlink_to(Path(hiredis.origin).parent)
-    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "program.py").write_text(program)
     answer = subprocess.run(
         [sys.executable, "-S", "-W", "error", "-X", "dev", str(tmp_path / "program.py"), redis_server.url],
         capture_output=True,
