@@ -1,223 +1,228 @@
-"""The Redis client side by side with others, in one run on one machine: python benchmarks/redis_client.py
+"""The Redis client side by side with others, in one run on one machine.
 
-GET of a 16-byte value by 1 and by 50 concurrent callers, and receiving published messages as objects. Each figure is
-the median of several rounds, taken in turns so that a disturbance hits all clients alike. It starts its own server.
+    ./dev bench benchmarks/redis_client.py [--quick] [--only TEXT] [--loop asyncio|uvloop|both]
+        [--place server|apart|together|free] [--json FILE]
+    ./dev bench benchmarks/redis_client.py --from FILE --plot docs/images/redis-client.svg
+
+Each client is a process of its own, on each event loop, with its default options; the server is one more. In each
+round all clients do the same work in turn, row by row, so that a disturbance hits all alike, and what is printed are
+the medians of the rounds. How often is found out once for each client and row, for a measurement to take as long as
+any other.
+
+Rates are of the client's process together with the server, and hang on where the two run. The system puts them on one
+core or on two as it likes, one client so and the next otherwise, which makes a rate up to four times as high: waking
+what sleeps on another core is dear. So `--place` says it: "apart", the server on one core (the publisher of messages
+with it) and the clients on the others, as a server elsewhere would be; "together", all on one core, which varies
+least and lets nobody wait for a core to wake up; "server", only the server is kept to one; "free". valkey-glide has
+threads: on a machine of two cores "apart" and "together" leave it one.
+
+CPU is that of the client's process alone, all its threads, and the load (a loop that awaits call after call) is in it:
+"no client at all" is what remains without a client.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import importlib.metadata
-import importlib.util
-import statistics
+import json
+import os
+import subprocess
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any, Final, Self
 
-from waterspout_redis import Client, Pipeline, PubSubClient
+import click
+from redis_client_c import CBenchmark
+from redis_client_peers import PEERS
+from redis_client_plot import plot
+from redis_client_report import PLACES, Results, environment, markdown
+from redis_client_rows import QUICK, ROWS, SIZES, Row
+
 from waterspout_redis.testing import HOW_TO_GET_ONE, RunningServer, find_servers
 
-VALUE = b"0123456789abcdef"
-CHANNEL = "bench"
+LOOPS: Final = ("asyncio", "uvloop")
+BUSY: Final = 0.5  # processes that want to run
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """Of one round."""
+class Worker:
+    """The process of one client on one event loop."""
 
-    rate: float
-    """operations per second"""
-    cpu: float
-    """microseconds of this process' CPU per operation"""
+    def __init__(self, name: str, loop: str, url: str, publisher_cpus: list[int]) -> None:
+        self.name, self.loop = name, loop
+        script = Path(__file__).with_name("redis_client_peers.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), name, loop, url, *map(str, publisher_cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process
+        )
 
+    def does(self, row: Row) -> bool:
+        return PEERS[self.name].does(row)
 
-async def measured(work: Awaitable[Any], operations: int) -> Figure:
-    begun, cpu = time.perf_counter(), time.process_time()
-    await work
-    return Figure(operations / (time.perf_counter() - begun), (time.process_time() - cpu) / operations * 1e6)
+    def measure(self, row: Row, seconds: float, times: int | None) -> dict[str, Any]:
+        """See `redis_client_peers`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"row": row.title, "seconds": seconds, "times": times}), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise click.ClickException(f"{self.name} on {self.loop} ended while it did: {row.title}")
+        measured: dict[str, Any] = json.loads(answer)
+        return measured
 
+    def __enter__(self) -> Self:
+        return self
 
-async def callers(get: Callable[[], Awaitable[Any]], count: int, operations: int) -> Figure:
-    async def caller() -> None:
-        for _ in range(operations // count):
-            await get()
-
-    async def everyone() -> None:
-        await asyncio.gather(*(caller() for _ in range(count)))
-
-    assert await get() == VALUE
-    return await measured(everyone(), operations)
-
-
-async def publish(url: str, count: int) -> None:
-    """From another process, so that its CPU is not counted."""
-    process = await asyncio.create_subprocess_exec(sys.executable, __file__, "--publish", url, str(count))
-    await process.wait()
-
-
-async def publisher(url: str, count: int) -> None:
-    pipeline = Pipeline()
-    for _ in range(500):
-        pipeline.stack_call("PUBLISH", CHANNEL, VALUE)
-    async with Client(url) as client:
-        for _ in range(count // len(pipeline)):
-            await client.call(pipeline)
+    def __exit__(self, *_: object) -> None:
+        # Whatever it is doing.
+        self._process.terminate()
+        with self._process:
+            pass
 
 
-async def received(take: Callable[[int], Awaitable[Any]], url: str, count: int) -> Figure:
-    """`take(n)` returns when n messages were received. The clock starts with the first one, when the other process
-    is up."""
-    publishing = asyncio.create_task(publish(url, count))
-    await take(1)
-    figure = await measured(take(count - 1), count - 1)
-    await publishing
-    return figure
+def run(clients: list[Worker | CBenchmark], rows: list[Row], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Measure everything; one sample is a line of the JSON file."""
+    work = [(row, client) for row, client in product(rows, clients) if client.does(row)]
+    samples: list[dict[str, Any]] = []
+    times: dict[tuple[Row, int], int | None] = {}
+    failed: set[tuple[Row, int]] = set()
+    with click.progressbar(
+        [pair for _ in range(rounds) for pair in work],
+        file=sys.stderr,
+        item_show_func=lambda pair: pair and f"{pair[0].title}: {pair[1].name}",
+    ) as bar:
+        for row, client in bar:
+            cell = row, clients.index(client)
+            if cell in failed:
+                continue
+            sample = client.measure(row, seconds, times.get(cell))
+            if "error" in sample:
+                failed.add(cell)
+            else:
+                times[cell] = int(sample["times"])
+            samples.append({"row": row.title, "client": client.name, "loop": client.loop, **sample})
+    return samples
 
 
-class Waterspout:
-    name = "waterspout-redis"
-    package = "waterspout_redis"
-
-    async def get(self, url: str, count: int, operations: int) -> Figure:
-        async with Client(url) as client:
-            return await callers(lambda: client.call("GET", "k"), count, operations)
-
-    async def receive(self, url: str, messages: int) -> Figure:
-        async with PubSubClient(url) as pubsub:
-            await pubsub.subscribe(CHANNEL)
-
-            async def take(count: int) -> None:
-                async for _ in pubsub:
-                    count -= 1
-                    if not count:
-                        return
-
-            return await received(take, url, messages)
+def chosen_rows(quick: bool, only: tuple[str, ...]) -> list[Row]:
+    rows = list(QUICK if quick else ROWS)
+    if only:
+        rows = [row for row in rows if any(text.lower() in row.title.lower() for text in only)]
+    if not rows:
+        raise click.UsageError("no row has that in its title; there are:\n  " + "\n  ".join(row.title for row in ROWS))
+    return rows
 
 
-class RedisPy:
-    name = "redis-py"
-    package = "redis"
-
-    async def get(self, url: str, count: int, operations: int) -> Figure:
-        import redis.asyncio
-
-        pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=50)
-        async with redis.asyncio.Redis.from_pool(pool) as client:
-            return await callers(lambda: client.get("k"), count, operations)
-
-    async def receive(self, url: str, messages: int) -> Figure:
-        import redis.asyncio
-
-        async with redis.asyncio.Redis.from_url(url) as client, client.pubsub() as pubsub:
-            await pubsub.subscribe(CHANNEL)
-
-            async def take(count: int) -> None:
-                async for message in pubsub.listen():
-                    count -= message["type"] == "message"
-                    if not count:
-                        return
-
-            return await received(take, url, messages)
+def installed(names: tuple[str, ...]) -> list[str]:
+    """Those of the clients that can run here; the others are named."""
+    found = []
+    for name in names or PEERS:
+        package = PEERS[name].package
+        if package is None or find_spec(package):
+            found.append(name)
+        else:
+            click.echo(f"left out: {name}, {PEERS[name].distribution} is not installed", err=True)
+    return found
 
 
-class Coredis:
-    name = "coredis"
-    package = "coredis"
-
-    async def get(self, url: str, count: int, operations: int) -> Figure:
-        import coredis
-
-        async with coredis.Redis.from_url(url) as client:
-            return await callers(lambda: client.get("k"), count, operations)
-
-    async def receive(self, url: str, messages: int) -> Figure:
-        import coredis
-
-        async with coredis.Redis.from_url(url) as client, client.pubsub(channels=[CHANNEL]) as pubsub:
-
-            async def take(count: int) -> None:
-                async for message in pubsub:
-                    count -= message["type"] == "message"
-                    if not count:
-                        return
-
-            return await received(take, url, messages)
+def cpus(place: str) -> tuple[list[int], list[int]]:
+    """Those of the server, and those of the clients."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [], []
+    every = sorted(os.sched_getaffinity(0))
+    first, others = every[:1], every[1:] or every
+    return {"server": (first, every), "apart": (first, others), "together": (first, first), "free": (every, every)}[
+        place
+    ]
 
 
-async def main(rounds: int, scale: float, loop_name: str) -> None:
+@contextmanager
+def started_on(cpus: list[int]) -> Iterator[None]:
+    """What is started inside of it runs on these."""
+    if not cpus:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def measured(
+    loop: str, quick: bool, only: tuple[str, ...], names: tuple[str, ...], rounds: int, seconds: float, place: str
+) -> Results:
+    rows = chosen_rows(quick, only)
     servers = find_servers()
     if not servers:
-        sys.exit(HOW_TO_GET_ONE)
-    clients = [client for client in (Waterspout(), RedisPy(), Coredis()) if importlib.util.find_spec(client.package)]
-    figures: dict[tuple[str, str], list[Figure]] = defaultdict(list)
-    with RunningServer(servers[0]) as server:
-        server.call("SET", "k", VALUE)
-        workloads: list[tuple[str, Callable[[Any], Awaitable[Figure]]]] = [
-            ("GET, 1 caller", lambda client: client.get(server.url, 1, int(5_000 * scale))),
-            (
-                "GET, 50 callers",
-                # The fast one needs more of them for the clock to be precise.
-                lambda client: client.get(server.url, 50, int((100_000 if client is clients[0] else 10_000) * scale)),
-            ),
-            (
-                "messages received",
-                lambda client: client.receive(server.url, int((200_000 if client is clients[0] else 50_000) * scale)),
-            ),
+        raise click.ClickException(HOW_TO_GET_ONE)
+    loops = LOOPS if loop == "both" else (loop,)
+    if "uvloop" in loops and not find_spec("uvloop"):
+        click.echo("left out: uvloop is not installed", err=True)
+        loops = ("asyncio",)
+    peers = installed(names)
+    facts = environment(servers[0], peers)
+    if facts["load"] > BUSY:
+        click.echo(f"others use this machine (load {facts['load']:.1f}): rates will be too low", err=True)
+    server_cpus, client_cpus = cpus(place)
+    # A client that is slow to take its messages is to be measured, not cut off.
+    server = RunningServer(servers[0], "--client-output-buffer-limit", "pubsub 0 0 0")
+    with started_on(server_cpus):
+        server.start()
+    with server, started_on(client_cpus), ExitStack() as workers:
+        for size in SIZES:
+            row = Row("GET", size=size)
+            server.call("SET", row.key, row.value)
+        clients: list[Worker | CBenchmark] = [
+            workers.enter_context(Worker(name, each, server.url, server_cpus)) for each in loops for name in peers
         ]
-        for number in range(rounds):
-            for title, work in workloads:
-                for client in clients:
-                    progress(f"round {number + 1} of {rounds}: {title}, {client.name} …")
-                    try:
-                        figures[title, client.name].append(await work(client))
-                    except Exception as error:
-                        progress("")
-                        print(f"{client.name} cannot do {title}: {error!r}", file=sys.stderr)
-        progress("")
-    print(f"{servers[0]}, Python {sys.version.split()[0]}, {loop_name} loop, medians of {rounds} rounds\n")
-    print("| | client | op/s | CPU per op, µs | times slower than ours |\n| --- | --- | ---: | ---: | ---: |")
-    for title, _ in workloads:
-        ours = statistics.median(figure.rate for figure in figures[title, clients[0].name])
-        for client in clients:
-            taken = figures[title, client.name]
-            if not taken:
-                continue
-            first = title if client is clients[0] else ""
-            rate = statistics.median(figure.rate for figure in taken)
-            cpu = statistics.median(figure.cpu for figure in taken)
-            ratio = "" if client is clients[0] else f"{ours / rate:.1f}"
-            print(f"| {first} | {named(client)} | {rate:,.0f} | {cpu:.1f} | {ratio} |")
+        if not names and (found := CBenchmark.find(servers[0].path)):
+            clients += [CBenchmark(found, server.port, depth) for depth in CBenchmark.DEPTHS]
+        samples = run(clients, rows, rounds, seconds)
+    return Results(facts | {"rounds": rounds, "seconds": seconds, "place": place}, samples)
 
 
-def progress(text: str) -> None:
-    """Show what is being done, where somebody looks."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def named(client: Any) -> str:
-    if client.package == "waterspout_redis":
-        return str(client.name)
-    return f"{client.name} {importlib.metadata.version(client.package)}"
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--loop", type=click.Choice([*LOOPS, "both"]), default="both", help="On which event loop (both).")
+@click.option("--quick", is_flag=True, help="Only the rows that have a target.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Only rows with this in their title; may be repeated.")
+@click.option("--client", "names", multiple=True, type=click.Choice(list(PEERS)), help="Only this; may be repeated.")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="How often each is measured (3).")
+@click.option("--seconds", type=click.FloatRange(0.01), default=0.3, help="How long about, each time (0.3).")
+@click.option(
+    "--place",
+    type=click.Choice(list(PLACES)),
+    default="apart",
+    help="On which cores server and clients are (apart).",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Keep what was measured.")
+@click.option("--from", "source", type=click.Path(path_type=Path, exists=True), help="Measure nothing, read this.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw this, an SVG.")
+def main(
+    loop: str,
+    quick: bool,
+    only: tuple[str, ...],
+    names: tuple[str, ...],
+    rounds: int,
+    seconds: float,
+    place: str,
+    json_file: Path | None,
+    source: Path | None,
+    picture: Path | None,
+) -> None:
+    results = Results.read(source) if source else measured(loop, quick, only, names, rounds, seconds, place)
+    if json_file:
+        results.write(json_file)
+    click.echo(markdown(results))
+    if picture:
+        plot(results, picture)
+        click.echo(f"written: {picture}", err=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--publish"]:
-        asyncio.run(publisher(sys.argv[2], int(sys.argv[3])))
-    else:
-        options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        options.add_argument("--rounds", type=int, default=5)
-        options.add_argument("--scale", type=float, default=1.0, help="of the number of operations (1.0)")
-        options.add_argument("--uvloop", action="store_true", help="run on uvloop")
-        chosen = options.parse_args()
-        if chosen.uvloop:
-            import uvloop
-
-            uvloop.run(main(chosen.rounds, chosen.scale, "uvloop"))
-        else:
-            asyncio.run(main(chosen.rounds, chosen.scale, "asyncio's"))
+    main()

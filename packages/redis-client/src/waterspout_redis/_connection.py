@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from asyncio import Future
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
@@ -30,6 +31,9 @@ from ._slots import Slot, fail
 _READ_BUFFER: Final = 128 * 1024
 
 _WRITE_HIGH_WATER: Final = 256 * 1024
+
+# X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL.
+_OTHER_HOST: Final = (62, 64)
 
 _PING: Final = pack(("PING",))
 
@@ -99,8 +103,13 @@ class Connection(asyncio.BufferedProtocol):
         except BaseException as error:
             connection.abort(ClosedError("the handshake was not finished"))
             if isinstance(error, TimeoutError) and not error.args:
-                late = TimeoutError(f"timed out, connect_timeout is {options.connect_timeout:g} s")
+                # A server without TLS may wait for the rest of what it takes for a command.
+                doubt = "; is it a port for TLS?" if options.ssl_context and connection._step == "connect" else ""
+                late = TimeoutError(f"timed out, connect_timeout is {options.connect_timeout:g} s{doubt}")
                 raise ConnectError(options.address, connection._step, late) from error
+            if isinstance(error, ssl.SSLError):
+                connection._step = "TLS"
+                _advise(error)
             if isinstance(error, Exception):
                 raise ConnectError(options.address, connection._step, error) from error
             raise
@@ -355,6 +364,12 @@ class _Ignored:
     def resolve(self, reply: Any) -> None: ...
 
     def fail(self, error: RedisError) -> None: ...
+
+
+def _advise(error: ssl.SSLError) -> None:
+    """Say what to do about a certificate that is not trusted; that of another host is best left alone."""
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code not in _OTHER_HOST:
+        error.strerror = f"{error.strerror}; give ssl= an SSLContext that trusts the server's certificate"
 
 
 def _tune(sock: socket.socket | None, keepalive: float | None) -> None:

@@ -59,9 +59,9 @@ class BadAddress(RedisError, ValueError):
 class ConnectError(RedisError):
     """No connection could be made; no command was sent.
 
-    ``address`` is where to (printed without its password), ``step`` is what failed ("connect" for name
-    lookup, TCP and TLS; else the command of the handshake), ``cause`` is why. ``hopeless`` tells that it takes somebody
-    to change something: a wrong password, database or certificate does not get right by trying again.
+    ``address`` is where to (printed without its password), ``step`` is what failed ("connect" for name lookup and TCP,
+    "TLS", else the command of the handshake), ``cause`` is why. ``hopeless`` tells that it takes somebody to change
+    something: a wrong password, database or certificate does not get right by trying again.
     """
 
     def __init__(self, address: object, step: str, cause: BaseException) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import ssl as tls  # `ssl` is an option
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,9 +57,12 @@ class FaultProxy:
     Everything but its beginning and end is a plain function; faults hold for the connections that live and for those
     to come. ``target`` is where to, a port of 127.0.0.1 or (host, port); another one may be set, for the connections
     to come.
+
+    With ``ssl``, the context of a TLS server, clients speak TLS, and the server need not. Faults then befall the
+    encrypted bytes, as in a real network.
     """
 
-    def __init__(self, target: int | tuple[str, int]) -> None:
+    def __init__(self, target: int | tuple[str, int], *, ssl: tls.SSLContext | None = None) -> None:
         self.target = ("127.0.0.1", target) if isinstance(target, int) else target
         self.port = 0
         self.connections = 0
@@ -68,10 +72,16 @@ class FaultProxy:
         self._reserved: socket.socket | None = None
         self._listener: socket.socket | None = None
         self._tunnels: set[_Tunnel] = set()
+        self._tls_end = None if ssl is None else _TlsEnd(self, ssl)
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
+        return f"{'rediss' if self._tls_end else 'redis'}://127.0.0.1:{self.port}"
+
+    @property
+    def next_hop(self) -> tuple[str, int]:
+        """Where a connection leads that is made now: to the server, or to where TLS ends."""
+        return self._tls_end.address if self._tls_end else self.target
 
     @property
     def live(self) -> int:
@@ -82,6 +92,8 @@ class FaultProxy:
         # Bound and never listening, it keeps the port while `refuse` holds.
         self._reserved = _bound(0)
         self.port = self._reserved.getsockname()[1]
+        if self._tls_end:
+            await self._tls_end.start()
         self._listen()
         return self
 
@@ -93,6 +105,8 @@ class FaultProxy:
         self.hang_up()
         if tasks:
             await asyncio.wait(tasks)
+        if self._tls_end:
+            await self._tls_end.aclose()
         if self._reserved is not None:
             self._reserved.close()
 
@@ -278,7 +292,7 @@ class _Tunnel:
         try:
             # To a server behind a black hole there is no connection, even if we have accepted it already.
             await proxy.to_server.open(loop.time())
-            await loop.sock_connect(self._far, proxy.target)
+            await loop.sock_connect(self._far, proxy.next_hop)
             async with asyncio.TaskGroup() as group:
                 for way, source, sink in (
                     (proxy.to_server, self._near, self._far),
@@ -310,6 +324,50 @@ async def _listen_to(source: socket.socket, pieces: _Pieces) -> None:
         except OSError as error:
             piece = error
         await pieces.put((loop.time(), piece))
+
+
+class _TlsEnd:
+    """Stands between the faults and the server: decrypts what comes, and encrypts what goes back."""
+
+    def __init__(self, proxy: FaultProxy, context: tls.SSLContext) -> None:
+        self._proxy, self._context = proxy, context
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        self.address: tuple[str, int] = self._server.sockets[0].getsockname()
+
+    async def aclose(self) -> None:
+        """Return when every connection has ended, after those who made them have."""
+        self._server.close()
+        await asyncio.gather(*self._tasks)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        writers = [writer]
+        with contextlib.suppress(OSError):
+            server_reader, server_writer = await asyncio.open_connection(*self._proxy.target)
+            writers.append(server_writer)
+            await asyncio.gather(_pipe(reader, server_writer), _pipe(server_reader, writer))
+        for side in writers:
+            # Not politely: nobody may be there to answer the end of TLS.
+            side.transport.abort()
+            with contextlib.suppress(OSError):
+                await side.wait_closed()
+        self._tasks.discard(task)
+
+
+async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    try:
+        while piece := await source.read(_READ_SIZE):
+            sink.write(piece)
+            await sink.drain()
+    finally:
+        # Which ends the pipe the other way as well.
+        sink.close()
 
 
 def _bound(port: int) -> socket.socket:
