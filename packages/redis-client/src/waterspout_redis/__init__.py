@@ -34,6 +34,7 @@ from ._errors import (
     WrongPasswordError,
     WrongTypeError,
 )
+from ._hooks import OnCommand, OnConnection
 from ._inbox import Gap, Item
 from ._listeners import Listener
 from ._pipeline import Pipeline
@@ -72,6 +73,8 @@ __all__ = [
     "MovedError",
     "NoPermissionError",
     "NoScriptError",
+    "OnCommand",
+    "OnConnection",
     "OutOfMemoryError",
     "Pipeline",
     "PoolTimeout",
