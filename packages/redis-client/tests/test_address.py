@@ -12,12 +12,19 @@ from waterspout_redis import Address, BadAddress
         ("redis://:pa%2Fss@cache", Address(host="cache", password="pa/ss")),
         ("redis://app:secret@cache", Address(host="cache", username="app", password="secret")),
         ("rediss://[::1]:7000", Address(host="::1", port=7000, tls=True)),
+        ("valkey://app:secret@cache:7000/3", Address("cache", 7000, db=3, username="app", password="secret")),
+        ("valkeys://cache", Address(host="cache", tls=True)),
         ("unix:///run/redis.sock?db=2", Address(path="/run/redis.sock", db=2)),
         ("unix://app:secret@/run/redis.sock", Address(path="/run/redis.sock", username="app", password="secret")),
     ],
 )
 def test_a_url_says_where_and_who(url: str, address: Address) -> None:
     assert Address.parse(url) == address
+
+
+def test_an_address_is_always_shown_in_the_words_of_redis() -> None:
+    assert str(Address.parse("valkey://cache/1")) == "redis://cache:6379/1"
+    assert str(Address.parse("VALKEYS://cache")) == "rediss://cache:6379"
 
 
 def test_options_alone_are_enough_and_nothing_is_the_local_server() -> None:

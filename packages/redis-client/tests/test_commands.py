@@ -220,10 +220,10 @@ def test_every_command_gives_what_redis_py_gives(
             redis.asyncio.Redis.from_url(redis_server.url, decode_responses=decoded, legacy_responses=legacy, **asked),
             Redis(redis_server.url, decode=decode, legacy_responses=legacy, **asked),
         ):
-            async with r:
-                found.append(await outcomes(r))
             for leftovers in ("FUNCTION", "SCRIPT"):
                 redis_server.call(leftovers, "FLUSH")
+            async with r:
+                found.append(await outcomes(r))
         for place, (expected, got) in enumerate(zip(*found, strict=True)):
             assert got == expected, f"COMMANDS[{place}]"
 
@@ -581,10 +581,12 @@ class Half(float):
 def test_a_wrong_argument_is_refused_before_anything_is_sent(redis_server: RunningServer, value: Any) -> None:
     async def main() -> None:
         async with Redis(redis_server.url) as r:
-            with pytest.raises(TypeError, match="argument 2 of 'SET'"):
+            with pytest.raises(TypeError, match="argument 2 of 'SET'") as caught:
                 await r.set("k", value)
-            with pytest.raises(TypeError, match="argument 2 of 'SET'"):
+            assert isinstance(caught.value, theirs.DataError)
+            with pytest.raises(theirs.DataError, match="argument 2 of 'SET'") as caught_too:
                 await r.pipeline().set("fine", 1).set("k", value).execute()
+            assert isinstance(caught_too.value, TypeError)
             assert await r.exists("k", "fine") == 0
 
     run(main())
@@ -712,6 +714,26 @@ def test_replies_over_a_client_that_was_given_have_the_shapes_of_redis_py(
     run(main())
 
 
+def test_redis_py_s_decode_responses_is_understood(redis_server: RunningServer) -> None:
+    async def main() -> None:
+        async with Redis(redis_server.url, decode_responses=True) as r:
+            await r.set("k", "é")
+            assert await r.get("k") == "é"
+        async with Redis.from_url(redis_server.url, decode_responses=False) as r:
+            assert await r.get("k") == "é".encode()
+        async with Redis.from_url(redis_server.url, decode_responses=True) as r:
+            assert await r.get("k") == "é"
+
+    run(main())
+
+
+def test_how_to_decode_is_said_once() -> None:
+    with pytest.raises(TypeError, match="give either decode or decode_responses"):
+        Redis(decode="latin-1", decode_responses=True)
+    with pytest.raises(TypeError, match="made without decode: make it with"):
+        Redis(Client(), decode_responses=True)
+
+
 def test_it_takes_every_option_of_a_client() -> None:
     options = set(inspect.signature(Client).parameters) - {"url", "connection"} | set(
         ConnectionKeywords.__annotations__
@@ -774,6 +796,7 @@ def test_without_redis_py_the_error_names_the_extra() -> None:
             from waterspout_redis.commands import Redis
         except ImportError as error:
             assert 'pip install "waterspout-redis[commands]"' in str(error)
+            assert 'pip install "redis>=8.1,<9"' in str(error)
         else:
             raise AssertionError("it was imported")
     """

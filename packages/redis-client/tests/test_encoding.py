@@ -1,11 +1,15 @@
 import enum
+import itertools
+from contextlib import aclosing
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterspout_redis import Pipeline
-from waterspout_redis._encoding import LARGE_VALUE, pack
+from waterspout_redis import Client, ClientPool, Pipeline, _encoding
+from waterspout_redis._encoding import LARGE_VALUE, checked_encoding, pack
+from waterspout_redis.testing import run
 
 
 class Number(enum.IntEnum):
@@ -90,3 +94,49 @@ def test_a_pipeline_refuses_a_bad_argument_and_stays_as_it_was() -> None:
     with pytest.raises(TypeError, match="argument 1 of 'GET' is None"):
         pipeline.stack_call("GET", None)  # type: ignore[arg-type]
     assert len(pipeline) == 1
+
+
+@pytest.mark.parametrize("name", ["utf-8", "UTF8", "latin-1", "utf-16", "idna", None])
+def test_replies_can_be_decoded_by_any_encoding_of_text(name: str | None) -> None:
+    assert checked_encoding(name) is checked_encoding(name) is name
+
+
+@pytest.mark.parametrize("decode", [True, False, 8, b"utf-8", ["utf-8"]])
+def test_what_is_no_name_of_an_encoding_is_refused(decode: object) -> None:
+    with pytest.raises(TypeError) as caught:
+        checked_encoding(decode)  # type: ignore[arg-type]
+    assert str(caught.value) == (f'decode must be the name of an encoding, such as "utf-8", or None; not {decode!r}')
+
+
+@pytest.mark.parametrize("name", ["", "utf-88", "hex", "rot13", "zlib", "undefined", "utf\0"])
+def test_what_names_no_encoding_of_text_is_refused_each_time(name: str) -> None:
+    for _ in range(2):
+        with pytest.raises(LookupError, match="no encoding of text"):
+            checked_encoding(name)
+
+
+def test_the_names_that_are_remembered_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_encoding, "_encodings", set())
+    names = [
+        "".join(letters)
+        for letters in itertools.product("uU", "tT", "fF", ("-8", "_8", "-16", "_16", "-32", "_32", "8"))
+    ]
+    for name in [*names, " utf-8", "utf-8 ", "latin-1", "latin1", "l1", "ascii", "646", "cp437", "cp850"]:
+        assert checked_encoding(name) == name
+    assert len(_encoding._encodings) == _encoding._MAX_ENCODINGS
+
+
+def test_a_call_s_encoding_is_checked_at_once_and_nothing_is_sent() -> None:
+    async def main() -> None:
+        # There is no server there.
+        async with aclosing(Client("redis://127.0.0.1:1")) as client, ClientPool("redis://127.0.0.1:1") as pool:
+            callers: tuple[Any, ...] = (client, pool.get_client_nowait())
+            for caller in callers:
+                for command in ("GET", "BLPOP", "WATCH", Pipeline()):
+                    with pytest.raises(TypeError, match="or None; not True"):
+                        caller.call(command, decode=True)
+                    with pytest.raises(LookupError, match="named 'hex'"):
+                        caller.call(command, decode="hex")
+            assert client.waiting == 0
+
+    run(main())

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -69,6 +70,22 @@ def test_many_callers_at_once_each_run_a_script_once(redis_server: RunningServer
             await client.call("SCRIPT", "FLUSH")
             replies = await asyncio.gather(*(COUNT(client, keys=["n"], args=[1]) for _ in range(100)))
             assert sorted(replies) == list(range(1, 101))
+
+    run(main())
+
+
+@pytest.mark.parametrize("word", ["word", b"word", bytearray(b"word"), memoryview(b"word")])
+@pytest.mark.parametrize("where", ["keys", "args"])
+def test_one_word_for_a_list_of_them_is_refused_before_anything_is_sent(word: Any, where: str) -> None:
+    async def main() -> None:
+        # There is no server there.
+        async with aclosing(Client("redis://127.0.0.1:1")) as client:
+            recorder = Recorder(client)
+            with pytest.raises(TypeError, match=rf"{where} must be a list or a tuple, not {type(word).__name__}"):
+                await COUNT(recorder, **{where: word})
+            with pytest.raises(TypeError, match=rf"{where} must be a list or a tuple, not {type(word).__name__}"):
+                await Library(COUNTERS).call(recorder, "count", **{where: word})
+            assert recorder.names == []
 
     run(main())
 

@@ -10,7 +10,7 @@ from ._errors import BadAddress
 
 DEFAULT_PORT: Final = 6379
 
-_SCHEMES: Final = ("redis", "rediss", "unix")
+_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,9 @@ class Address:
         tls: bool | None = None,
     ) -> Address:
         """Read ``redis://[[user]:password@]host[:port][/db]``, the same with ``rediss://`` for TLS,
-        ``unix://[[user]:password@]/path[?db=n]``, or the options alone. An option that is given wins over
-        the URL. User, password and path may be percent-encoded.
+        ``unix://[[user]:password@]/path[?db=n]``, or the options alone. ``valkey://`` and ``valkeys://``
+        mean the same as ``redis://`` and ``rediss://``. An option that is given wins over the URL. User,
+        password and path may be percent-encoded.
 
         Raises `BadAddress`, which says what is wrong.
 
@@ -94,7 +95,7 @@ def _parse_url(url: str) -> Address:
     if not separator or scheme.lower() not in _SCHEMES:
         # A scheme may be shown; anything else may hold the password.
         instead = f", not with {scheme[:20]}://" if separator else ""
-        raise BadAddress(f"the URL must begin with redis://, rediss:// or unix://{instead}")
+        raise BadAddress(f"the URL must begin with redis://, rediss://, valkey://, valkeys:// or unix://{instead}")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -125,7 +126,7 @@ def _parse_url(url: str) -> Address:
         db=_db(in_path or query.get("db"), url),
         username=username,
         password=password,
-        tls=parts.scheme == "rediss",
+        tls=parts.scheme in ("rediss", "valkeys"),
     )
 
 

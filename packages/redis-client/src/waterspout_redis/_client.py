@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import warnings
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from contextlib import AbstractAsyncContextManager
@@ -14,11 +13,11 @@ from typing import Any, Final, Self, Unpack, overload
 from ._address import Address
 from ._backoff import Backoff
 from ._dedicated import DEFAULT, DedicatedClient, Default
-from ._encoding import Argument, pack
+from ._encoding import Argument, checked_encoding, pack
 from ._errors import ClosedError, ConnectError, UsageError
 from ._hooks import Hooks, OnCommand, OnConnection
-from ._lane import Lane
-from ._options import ConnectionKeywords, ConnectionOptions, Limits, MiB
+from ._lane import LONGEST_DELAY, Lane
+from ._options import ConnectionKeywords, ConnectionOptions, Limits, MiB, check_options
 from ._pipeline import Pipeline, pipeline_request
 from ._pool import Pool
 from ._request import Request, request_of
@@ -55,7 +54,8 @@ class Client:
       in order. A larger command or pipeline goes when nothing else is in flight.
     - ``retry``: for how many more attempts to connect a command waits, and how often one that only reads is sent
       again when its answer was lost. A command that may write is never sent twice. When that many attempts in a row
-      have failed, calls fail at once until it is time for the next one.
+      have failed, a command waits for the next one only, at most a second; with 0 it does not even do that, and fails
+      at once until it is time to try again.
     - ``max_leases``: how many connections there may be for blocking commands and `lease`.
     - ``max_reply_bytes``: a server that sends more for one reply is given up. 1 GiB is twice what Redis allows a value.
     - ``decode="utf-8"`` gives text instead of bytes.
@@ -76,7 +76,8 @@ class Client:
     ``on_connection(lane, state, error)`` is called for each change of a connection ("shared", "bulk", "leased"), and
     ``on_command(name, seconds, error)`` for each command that ended, however it ended.
 
-    Raises BadAddress or ValueError for a URL or options that make no sense.
+    Raises TypeError for an option that there is not or a value of a wrong type, and BadAddress, ValueError or (for
+    ``decode``) LookupError for a URL or options that make no sense.
     """
 
     def __init__(
@@ -97,10 +98,21 @@ class Client:
         self._loop: AbstractEventLoop | None = None
         self._shared: Lane | None = None
         self._bulk: Lane | None = None
+        check_options(
+            self,
+            connection,
+            url=url,
+            decode=decode,
+            timeout=timeout,
+            max_in_flight=max_in_flight,
+            max_in_flight_bytes=max_in_flight_bytes,
+            retry=retry,
+            max_leases=max_leases,
+            on_connection=on_connection,
+            on_command=on_command,
+        )
         self._options = ConnectionOptions.parse(url, **connection)
         self._limits = Limits(timeout, max_in_flight, max_in_flight_bytes, retry)
-        if decode is not None:
-            codecs.lookup(decode)
         self._decode = decode
         self._hooks = Hooks(on_connection, on_command)
         self._watched = on_command is not None
@@ -182,16 +194,16 @@ class Client:
         turn of the event loop, whether its Future is awaited or not. Cancelling the Future, also by cancelling the
         task that awaits it, keeps a command from being sent if it was not yet, and else only drops its reply.
 
-        Raises at once TypeError for an argument that Redis cannot take, UsageError for a command that would disturb
-        all others on the shared connection (WATCH, MULTI and SELECT among them: see `lease`), and RuntimeError
-        outside of a running loop. The Future raises ResponseError or one of its kin, ConnectError, ConnectionLost,
-        CallTimeout, ClosedError, PoolTimeout for a blocking command when no connection became free, or UnicodeError
-        for a reply that is not in the encoding wanted.
+        Raises at once TypeError for an argument that Redis cannot take, LookupError for ``decode`` with no encoding of
+        text, UsageError for a command that would disturb all others on the shared connection (WATCH, MULTI and SELECT
+        among them: see `lease`), and RuntimeError outside of a running loop. The Future raises ResponseError or one of
+        its kin, ConnectError, ConnectionLost, CallTimeout, ClosedError, PoolTimeout for a blocking command when no
+        connection became free, or UnicodeError for a reply that is not in the encoding wanted.
         """
         loop = get_running_loop()
         if loop is not self._loop:
             self._move_to(loop)
-        encoding = self._decode if decode is DEFAULT else decode
+        encoding = self._decode if decode is DEFAULT else checked_encoding(decode)
         if args and isinstance(args[0], Pipeline):
             return self._send(pipeline_request(args), encoding, bulk)
         command = pack(args)
@@ -230,7 +242,7 @@ class Client:
         return self._bulk
 
     async def _call_leased(self, request: Request, encoding: str | None) -> Any:
-        backoff = Backoff()
+        backoff = Backoff(LONGEST_DELAY)
         for left in reversed(range(self._limits.retry + 1)):
             try:
                 async with self._leases.connected_client() as client:

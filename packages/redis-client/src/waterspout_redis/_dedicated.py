@@ -10,7 +10,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final, Self, overload
 
-from ._encoding import Argument
+from ._encoding import Argument, checked_encoding
 from ._errors import CallTimeout, ExecAbortError, RedisError, UsageError, WatchError
 from ._hooks import Hooks
 from ._lane import Lane
@@ -110,9 +110,10 @@ class DedicatedClient:
 
     def call(self, *args: Any, decode: str | Default | None = DEFAULT) -> Future[Any]:
         """Send one command, or a `Pipeline`, and return the Future of its reply, like `Client.call`."""
+        encoding = self._decode if decode is DEFAULT else checked_encoding(decode)
         is_pipeline = args and isinstance(args[0], Pipeline)
         request = pipeline_request(args) if is_pipeline else request_of(args)
-        future = self.send(request, self._decode if decode is DEFAULT else decode)
+        future = self.send(request, encoding)
         self._hooks.watch(future, request.name, future.get_loop())
         return future
 

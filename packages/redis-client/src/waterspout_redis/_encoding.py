@@ -1,4 +1,4 @@
-"""A command's arguments as the bytes of one RESP array of bulk strings."""
+"""A command's arguments as the bytes of one RESP array of bulk strings, and the encodings that replies can be in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ LARGE_VALUE: Final = 8 * 1024
 
 _TEXT: Final = frozenset({str, bytes})
 _NUMBERS: Final = frozenset({int, float})
+
+# Names that were looked up, which takes as long as a small command does otherwise. Whoever has more of them pays.
+_MAX_ENCODINGS: Final = 64
+_encodings: Final[set[str]] = set()
 
 
 def pack(args: tuple[Any, ...]) -> bytes:
@@ -74,3 +78,22 @@ def _to_bytes(arg: Any, place: int, name: Any) -> bytes:
 
 def _describe(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__module__}.{type(value).__qualname__}"
+
+
+def checked_encoding(decode: str | None) -> str | None:
+    """`decode` as it was given, if replies can be decoded so.
+
+    Raises TypeError for what is no name, and LookupError for the name of no encoding, or of one that is not of text.
+    """
+    if decode is None:
+        return None
+    if not isinstance(decode, str):
+        raise TypeError(f'decode must be the name of an encoding, such as "utf-8", or None; not {decode!r}')
+    if decode not in _encodings:
+        try:
+            "".encode(decode)
+        except (LookupError, ValueError):
+            raise LookupError(f"decode: there is no encoding of text named {decode!r}") from None
+        if len(_encodings) < _MAX_ENCODINGS:
+            _encodings.add(decode)
+    return decode

@@ -29,6 +29,9 @@ from ._turn import Turn
 _PIECE_COMMANDS: Final = 512
 _PIECE_BYTES: Final = 256 * 1024
 
+# Between attempts to connect. Callers wait for it, so it is short.
+LONGEST_DELAY: Final = 1.0
+
 _is_done: Final = methodcaller("done")
 
 OnState: TypeAlias = Callable[[LinkState, RedisError | None], None]
@@ -50,7 +53,7 @@ class Lane:
     ) -> None:
         self._options, self._limits, self._loop, self.on_state = options, limits, loop, on_state
         self._reconnect = reconnect
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff or Backoff(LONGEST_DELAY)
         self._piece_commands = max(1, min(_PIECE_COMMANDS, limits.max_in_flight // 8))
         self._piece_bytes = max(1, min(_PIECE_BYTES, limits.max_in_flight_bytes // 8))
         self.connection: Connection | None = None
@@ -133,8 +136,8 @@ class Lane:
         """Write what may be written now: in order, within the bounds on what is in flight."""
         connection, queue, limits = self.connection, self._queue, self._limits
         if connection is None:
-            if queue and self._trouble is not None and self._gives_up(self._trouble) and self._waits_to_try_again():
-                # It is known to be away: who needs an answer now can have it now.
+            if queue and self._trouble is not None and not limits.retry and self._waits_to_try_again():
+                # It is known to be away, and nobody wants to wait until it may be back.
                 self._fail_waiting(self._trouble.again)
             elif queue:
                 self._start_connecting()

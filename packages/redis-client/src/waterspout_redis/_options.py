@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 import ssl
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, TypedDict
+from types import NoneType
+from typing import Any, Final, TypedDict
 
 from ._address import Address
+from ._encoding import checked_encoding
 from ._errors import BadAddress
 from ._session import MAX_REPLY_BYTES
 
@@ -110,3 +114,87 @@ class Limits:
             raise ValueError("max_in_flight and max_in_flight_bytes must be at least 1")
         if self.retry < 0:
             raise ValueError("retry must be 0 or more")
+
+
+# What an option must be, in words, and the types that are that; where None only says "not given", the words leave it
+# out. A bool is an int nowhere here.
+_STR: Final = ("a str", (str, NoneType))
+_INT: Final = ("an int", (int,))
+_INT_OR_NOT_GIVEN: Final = ("an int", (int, NoneType))
+_SECONDS: Final = ("a number of seconds", (int, float))
+_SECONDS_OR_NONE: Final = ("a number of seconds, or None", (int, float, NoneType))
+_BOOL: Final = ("True or False", (bool,))
+_CALLBACK: Final = ("a function", (Callable, NoneType))
+
+_TYPES: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
+    "url": _STR,
+    "host": _STR,
+    "port": _INT_OR_NOT_GIVEN,
+    "db": _INT_OR_NOT_GIVEN,
+    "username": _STR,
+    "password": _STR,
+    "unix_socket_path": _STR,
+    "ssl": ("True, False or an ssl.SSLContext", (bool, ssl.SSLContext, NoneType)),
+    "protocol": _INT,
+    "client_name": _STR,
+    "connect_timeout": _SECONDS,
+    "health_check_interval": _SECONDS,
+    "keepalive": _SECONDS_OR_NONE,
+    "max_reply_bytes": _INT,
+    "timeout": _SECONDS_OR_NONE,
+    "max_in_flight": _INT,
+    "max_in_flight_bytes": _INT,
+    "retry": _INT,
+    "max_leases": _INT,
+    "on_connection": _CALLBACK,
+    "on_command": _CALLBACK,
+    "on_state": _CALLBACK,
+    "max_messages": _INT,
+    "max_bytes": _INT,
+    "max_size": ("an int, or None", (int, NoneType)),
+    "client_timeout": _SECONDS_OR_NONE,
+    "wait_timeout": _SECONDS_OR_NONE,
+    "autoclose": _BOOL,
+    "decode_responses": ("True or False", (bool, NoneType)),
+}
+
+# These may hold a password, and are never shown.
+_SECRET: Final = frozenset({"url", "password"})
+
+# How redis-py's options are written here.
+_REDIS_PYS: Final = {
+    "decode_responses": 'decode="utf-8"',
+    "encoding": "decode",
+    "max_connections": "max_leases",
+    "retry_on_timeout": "retry",
+    "socket_connect_timeout": "connect_timeout",
+    "socket_keepalive": "keepalive",
+    "socket_timeout": "timeout",
+    "ssl_ca_certs": "ssl=ssl.create_default_context(cafile=...)",
+}
+
+
+def check_options(
+    of: object,
+    options: Mapping[str, object],
+    /,
+    *,
+    takes: Collection[str] = ConnectionKeywords.__annotations__.keys(),
+    **named: object,
+) -> None:
+    """Refuse what the client `of` cannot be made with: one of `options` that is neither in `takes` nor in `named`,
+    and a value of a wrong type in any. Raises TypeError, and LookupError for ``decode``."""
+    takes = {*takes, *named}
+    for name in options:
+        if name not in takes:
+            here = _REDIS_PYS.get(name, "")
+            hint = f"; redis-py's is {here} here" if here.partition("=")[0] in takes else ""
+            raise TypeError(f"{type(of).__name__} has no option {name!r}{hint}")
+    for name, value in {**named, **options}.items():
+        if name == "decode":
+            checked_encoding(value)  # type: ignore[arg-type]  # it tells
+            continue
+        words, types = _TYPES[name]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            plain = isinstance(value, str | int | float | None) and name not in _SECRET
+            raise TypeError(f"{name} must be {words}, not {reprlib.repr(value) if plain else type(value).__name__}")

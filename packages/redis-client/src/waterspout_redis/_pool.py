@@ -13,7 +13,7 @@ from typing import Generic, Protocol, Self, TypeVar, Unpack
 
 from ._dedicated import DedicatedClient
 from ._errors import ClosedError, PoolTimeout, UsageError
-from ._options import ConnectionKeywords, ConnectionOptions, Limits
+from ._options import ConnectionKeywords, ConnectionOptions, Limits, check_options
 
 
 class Poolable(Protocol):
@@ -275,6 +275,17 @@ class ClientPool(Pool[DedicatedClient]):
         timeout: float | None = 10.0,
         **connection: Unpack[ConnectionKeywords],
     ) -> None:
+        check_options(
+            self,
+            connection,
+            url=url,
+            max_size=max_size,
+            client_timeout=client_timeout,
+            autoclose=autoclose,
+            wait_timeout=wait_timeout,
+            decode=decode,
+            timeout=timeout,
+        )
         options, limits = ConnectionOptions.parse(url, **connection), Limits(timeout)
         self.address = options.address
         super().__init__(

@@ -14,7 +14,7 @@ from ._errors import ClosedError, RedisError
 from ._inbox import Item
 from ._link import Link
 from ._listeners import Listener, Listeners
-from ._options import ConnectionKeywords, ConnectionOptions
+from ._options import ConnectionKeywords, ConnectionOptions, check_options
 from ._state import LinkState
 from ._subscriptions import Subscriptions
 
@@ -67,6 +67,7 @@ class PubSubClient:
         **connection: Unpack[ConnectionKeywords],
     ) -> None:
         self._state = LinkState.DISCONNECTED
+        check_options(self, connection, url=url, max_messages=max_messages, max_bytes=max_bytes, on_state=on_state)
         self._options = ConnectionOptions.parse(url, **connection)
         if max_messages < 1 or max_bytes < 1:
             raise ValueError("max_messages and max_bytes must be at least 1")

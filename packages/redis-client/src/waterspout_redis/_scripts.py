@@ -49,13 +49,15 @@ class Script:
     ) -> Any:
         """Run it and return its reply; KEYS and ARGV are what it finds `keys` and `args` as.
 
-        Raises what `Client.call` does; ResponseError for an error in the script.
+        Raises what `Client.call` does; TypeError for a str or bytes in place of a sequence of them; ResponseError for
+        an error in the script.
         """
+        given = _given(keys, args)
         try:
-            return await client.call(self._evalsha, self.sha, len(keys), *keys, *args, decode=decode)
+            return await client.call(self._evalsha, self.sha, *given, decode=decode)
         except NoScriptError:
             # Not SCRIPT LOAD and once more: between the two the server could be another one.
-            return await client.call(self._eval, self.source, len(keys), *keys, *args, decode=decode)
+            return await client.call(self._eval, self.source, *given, decode=decode)
 
 
 class Library:
@@ -99,18 +101,28 @@ class Library:
         """Run one of its functions and return the reply.
 
         With ``read_only``, which only a function with the flag ``no-writes`` allows, the client may send it again
-        after a lost connection. Raises what `Client.call` does; ResponseError for an error in the function, or if the
-        library has none of that name.
+        after a lost connection. Raises what `Client.call` does; TypeError for a str or bytes in place of a sequence of
+        them; ResponseError for an error in the function, or if the library has none of that name.
         """
+        given = _given(keys, args)
         fcall = "FCALL_RO" if read_only else "FCALL"
         try:
-            return await _functions(client.call(fcall, function, len(keys), *keys, *args, decode=decode))
+            return await _functions(client.call(fcall, function, *given, decode=decode))
         except ResponseError as error:
             if str(error) != "ERR Function not found":
                 raise
         # Two callers who find it missing load it twice, which changes nothing.
         await self.load(client)
-        return await client.call(fcall, function, len(keys), *keys, *args, decode=decode)
+        return await client.call(fcall, function, *given, decode=decode)
+
+
+def _given(keys: Sequence[Argument], args: Sequence[Argument]) -> tuple[Argument, ...]:
+    """What follows the name of a script or a function: how many keys, the keys, the arguments."""
+    for name, values in (("keys", keys), ("args", args)):
+        # These are sequences too, of letters or of numbers, and nobody means that.
+        if isinstance(values, str | bytes | bytearray | memoryview):
+            raise TypeError(f"{name} must be a list or a tuple, not {type(values).__name__}: write {name}=[...]")
+    return (len(keys), *keys, *args)
 
 
 async def _functions(reply: Future[Any]) -> Any:

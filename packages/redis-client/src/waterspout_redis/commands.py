@@ -22,14 +22,16 @@ try:
     from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 except ImportError as error:
     raise ImportError(
-        'typed commands need redis-py 8.1 or newer: pip install "waterspout-redis[commands]"', name=error.name
+        'typed commands need redis-py 8.1 or newer: pip install "waterspout-redis[commands]", '
+        'or, where this package was copied into another, pip install "redis>=8.1,<9"',
+        name=error.name,
     ) from error
 
 from . import _errors as ours
 from ._client import Client
 from ._dedicated import DedicatedClient
 from ._hooks import OnCommand, OnConnection
-from ._options import ConnectionKeywords
+from ._options import ConnectionKeywords, check_options
 from ._pipeline import Pipeline as Stack
 from ._slots import decoded
 
@@ -90,28 +92,37 @@ class Redis(TheirRedis):
     Replies have the shapes that redis-py gives them for the same ``protocol`` (None, which a given client counts as
     unless it speaks RESP2: RESP3, and replies as RESP2 had them) and ``legacy_responses``.
 
-    Arguments are those of `Client.call`: a command raises TypeError for bool, None, an IntEnum or a numpy scalar,
-    also where redis-py would send their repr(). Errors are those of `Client.call` and at once redis-py's of the same
-    meaning: both ``except waterspout_redis.NoScriptError`` and ``except redis.exceptions.NoScriptError`` catch one.
+    ``decode_responses=True`` is redis-py's word for ``decode="utf-8"``, and is taken as well.
+
+    Arguments are those of `Client.call`: for bool, None, an IntEnum or a numpy scalar a command raises what is both
+    TypeError and redis-py's DataError, also where redis-py would send their repr(). Errors are those of `Client.call`
+    and at once redis-py's of the same meaning: both ``except waterspout_redis.NoScriptError`` and ``except
+    redis.exceptions.NoScriptError`` catch one.
     """
 
     def __init__(
         self,
         client: Client | DedicatedClient | str | None = None,
         *,
+        decode_responses: bool | None = None,
         legacy_responses: bool = True,
         **options: Unpack[ClientKeywords],
     ) -> None:
+        check_options(self, options, takes=ClientKeywords.__annotations__, decode_responses=decode_responses)
+        if decode_responses is not None:
+            if "decode" in options:
+                raise TypeError("give either decode or decode_responses")
+            options["decode"] = "utf-8" if decode_responses else None
         self._client: Client | DedicatedClient
-        self._owned = client is None or isinstance(client, str)
-        if client is None or isinstance(client, str):
-            self._client = Client(client, **options)
-            protocol = options.get("protocol")
-        else:
+        self._owned = not isinstance(client, Client | DedicatedClient)
+        if isinstance(client, Client | DedicatedClient):
             if options:
                 raise TypeError(f"the client that is given was made without {', '.join(options)}: make it with them")
             self._client = client
             protocol = 2 if client._options.protocol == 2 else None
+        else:
+            self._client = Client(client, **options)
+            protocol = options.get("protocol")
         self._decode = self._client._decode
         super().__init__(
             connection_pool=_NoPool(
@@ -279,6 +290,10 @@ def _words(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args[0].split(), *args[1:])
 
 
+class DataError(theirs.DataError, TypeError):
+    """An argument that Redis cannot take."""
+
+
 class _ErrorsOfBoth:
     """Makes our errors that pass instances of redis-py's classes as well; what they are and say stays the same."""
 
@@ -287,6 +302,9 @@ class _ErrorsOfBoth:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, ours.RedisError):
             _make_theirs_too(error)
+        elif isinstance(error, TypeError):
+            # Python's own errors cannot be made anything else.
+            raise DataError(*error.args) from None
 
 
 _ERRORS_OF_BOTH: Final = _ErrorsOfBoth()
