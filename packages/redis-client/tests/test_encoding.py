@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waterspout_redis import Client, ClientPool, Pipeline, _encoding
-from waterspout_redis._encoding import LARGE_VALUE, checked_encoding, pack
+from waterspout_redis._encoding import HUGE_VALUE, LARGE_VALUE, Parts, checked_encoding, pack, pack_parts
 from waterspout_redis.testing import run
 
 
@@ -140,3 +140,30 @@ def test_a_call_s_encoding_is_checked_at_once_and_nothing_is_sent() -> None:
             assert client.waiting == 0
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("SET", "k", b"v" * 1_000_000),
+        ("SET", "k", "ä" * 300_000, "EX", 5),
+        ("MSET", "a", b"1" * 400_000, "b", b"2" * 400_000, "c", 3),
+        ("SET", "k", bytearray(b"v" * 300_000)),
+        ("SET", "k", memoryview(b"vw" * 300_000)[::2]),
+        ("SET", b"k" * 300_000, 1),
+        ("SET", "k", b"v" * HUGE_VALUE),
+        ("SET", "k", b"v" * (HUGE_VALUE + 1)),
+        ("GET", "k"),
+    ],
+    ids=lambda args: str(args)[:20],
+)
+def test_what_is_too_large_to_be_copied_is_packed_in_parts_that_say_the_same(args: tuple[Any, ...]) -> None:
+    packed, parts = pack(args), pack_parts(args)
+    assert len(parts) == len(packed)
+    assert (b"".join(parts.buffers) if isinstance(parts, Parts) else parts) == packed
+    is_huge = any(not isinstance(arg, int) and len(arg) > HUGE_VALUE for arg in args)
+    assert isinstance(parts, Parts) == is_huge
+    if isinstance(parts, Parts):
+        # Nothing so small that it is not worth a system call, and the value itself is not copied.
+        assert min(map(len, parts.buffers)) > 1000
+        assert any(isinstance(buffer, memoryview) for buffer in parts.buffers)

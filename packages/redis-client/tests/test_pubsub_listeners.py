@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from waterspout_redis import Client, Gap, PubSubClient, PubSubMessage
+from waterspout_redis import Client, Gap, LinkState, PubSubClient, PubSubMessage
 from waterspout_redis.testing import RunningServer, eventually, run
 
 
@@ -193,6 +193,8 @@ def test_what_one_read_brings_in_several_lots_is_kept_where_the_first_fills_the_
     async def main() -> None:
         async with PubSubClient(redis_server.url, max_messages=1) as pubsub:
             await pubsub.subscribe("a")
+            # Until then reading goes on for what restores the link, though nobody has room.
+            await eventually(lambda: pubsub.state is LinkState.CONNECTED)
             # So it is where a PONG stands between two messages.
             for number in range(3):
                 pubsub._link.messages_received([PubSubMessage(b"a", b"%d" % number)], 100)

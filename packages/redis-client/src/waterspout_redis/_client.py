@@ -13,7 +13,7 @@ from typing import Any, Final, Self, Unpack, overload
 from ._address import Address
 from ._backoff import Backoff
 from ._dedicated import DEFAULT, DedicatedClient, Default
-from ._encoding import Argument, checked_encoding, pack
+from ._encoding import HUGE_VALUE, Argument, Packed, checked_encoding, pack_parts, pack_plain
 from ._errors import ClosedError, ConnectError, UsageError
 from ._hooks import Hooks, OnCommand, OnConnection
 from ._lane import LONGEST_DELAY, Lane
@@ -25,7 +25,7 @@ from ._routing import RULES, UNKNOWN, name_of
 from ._slots import DecodedCall
 from ._state import LinkState
 
-BULK: Final = 256 * 1024
+BULK: Final = HUGE_VALUE
 """A command of more bytes than this goes by the bulk lane."""
 
 # With nothing in flight the server is idle: it gets the first of many calls at once, and works on them while the others
@@ -206,7 +206,9 @@ class Client:
         encoding = self._decode if decode is DEFAULT else checked_encoding(decode)
         if args and isinstance(args[0], Pipeline):
             return self._send(pipeline_request(args), encoding, bulk)
-        command = pack(args)
+        command: Packed | None = pack_plain(args)
+        if command is None:
+            command = pack_parts(args)
         if RULES.get(args[0], UNKNOWN) is not None:
             return self._send(request_of(args), encoding, bulk)
         lane = self._shared if len(command) <= BULK and not bulk else self._bulk or self._make_bulk()

@@ -13,7 +13,7 @@ from asyncio import Future
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
-from ._encoding import pack
+from ._encoding import Packed, Parts, pack
 from ._errors import (
     ClosedError,
     ConnectError,
@@ -190,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
         """How many replies came, ever."""
         return self.sent - len(self._session)
 
-    def write(self, commands: bytes, slots: Sequence[Slot]) -> None:
+    def write(self, commands: Packed, slots: Sequence[Slot]) -> None:
         """Send packed commands; one reply goes to each of `slots`, in their order."""
         if self._error is not None:
             # It ended between two steps of the handshake.
@@ -205,12 +205,16 @@ class Connection(asyncio.BufferedProtocol):
         self._write(pack((kind.upper(), *names)), 1)
         self._session.expect_confirmations(slot, kind, names)
 
-    def _write(self, commands: bytes, count: int) -> None:
+    def _write(self, commands: Packed, count: int) -> None:
         if not self._session:
             self._waiting_since = self._loop.time()
         self.sent += count
         assert self._transport is not None
-        self._transport.write(commands)
+        if isinstance(commands, Parts):
+            for buffer in commands.buffers:
+                self._transport.write(buffer)
+        else:
+            self._transport.write(commands)
         if self._transport.is_closing():
             # Nothing gets out any more: what is not written yet shall wait for another connection.
             self.writable = False

@@ -12,12 +12,32 @@ Argument: TypeAlias = str | bytes | bytearray | memoryview | int | float
 # above this many bytes (measured) we join the parts ourselves.
 LARGE_VALUE: Final = 8 * 1024
 
+# Above this many, copying costs more than the system calls that it saves.
+HUGE_VALUE: Final = 256 * 1024
+_EDGE: Final = 16 * 1024
+
 _TEXT: Final = frozenset({str, bytes})
 _NUMBERS: Final = frozenset({int, float})
 
 # Names that were looked up, which takes as long as a small command does otherwise. Whoever has more of them pays.
 _MAX_ENCODINGS: Final = 64
 _encodings: Final[set[str]] = set()
+
+
+class Parts:
+    """A packed command with a value too large to be copied: its `buffers` are sent one after the other."""
+
+    __slots__ = ("_size", "buffers")
+
+    def __init__(self, buffers: list[bytes | memoryview]) -> None:
+        self.buffers = buffers
+        self._size = sum(map(len, buffers))
+
+    def __len__(self) -> int:
+        return self._size
+
+
+Packed: TypeAlias = bytes | Parts
 
 
 def pack(args: tuple[Any, ...]) -> bytes:
@@ -33,29 +53,53 @@ def pack(args: tuple[Any, ...]) -> bytes:
     >>> pack(("SET", "k", 1))
     b'*3\\r\\n$3\\r\\nSET\\r\\n$1\\r\\nk\\r\\n$1\\r\\n1\\r\\n'
     """
+    packed = pack_plain(args)
+    return b"".join(_pieces(args)) if packed is None else packed
+
+
+def pack_plain(args: tuple[Any, ...]) -> bytes | None:
+    """The same for small arguments of the plainest kinds, as nearly all are; None where there is any other."""
     for arg in args:
         kind = arg.__class__
         if kind in _TEXT:
             if len(arg) > LARGE_VALUE:
-                return _pack_slowly(args)
+                return None
         elif kind not in _NUMBERS:
-            return _pack_slowly(args)
+            return None
     if not args or args[0].__class__ not in _TEXT:
-        return _pack_slowly(args)
+        return None
     packed: bytes = pack_command(args)
     return packed
 
 
-def _pack_slowly(args: tuple[Any, ...]) -> bytes:
+def pack_parts(args: tuple[Any, ...]) -> Packed:
+    """The same where there is any other: without a copy of what has more than `HUGE_VALUE` bytes.
+
+    Only its edges are copied, so that no buffer is so small that it is not worth a system call.
+    """
+    buffers: list[bytes | memoryview] = []
+    gathered: list[bytes] = []
+    for piece in _pieces(args):
+        if len(piece) > HUGE_VALUE:
+            gathered.append(piece[:_EDGE])
+            buffers += (b"".join(gathered), memoryview(piece)[_EDGE:-_EDGE])
+            gathered = [piece[-_EDGE:]]
+        else:
+            gathered.append(piece)
+    last = b"".join(gathered)
+    return Parts([*buffers, last]) if buffers else last
+
+
+def _pieces(args: tuple[Any, ...]) -> list[bytes]:
     if not args:
         raise TypeError("a command needs a name")
     if not isinstance(args[0], str | bytes):
         raise TypeError(f"the name of a command must be str or bytes, not {_describe(args[0])}")
-    parts = [b"*%d\r\n" % len(args)]
+    pieces = [b"*%d\r\n" % len(args)]
     for place, arg in enumerate(args):
         data = _to_bytes(arg, place, args[0])
-        parts += (b"$%d\r\n" % len(data), data, b"\r\n")
-    return b"".join(parts)
+        pieces += (b"$%d\r\n" % len(data), data, b"\r\n")
+    return pieces
 
 
 def _to_bytes(arg: Any, place: int, name: Any) -> bytes:

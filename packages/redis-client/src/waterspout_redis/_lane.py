@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from ._backoff import Backoff
 from ._connection import Connection
+from ._encoding import Packed, Parts
 from ._errors import CallTimeout, ClosedError, ConnectError, RedisError, unanswered
 from ._options import ConnectionOptions, Limits
 from ._request import Request
@@ -157,7 +158,7 @@ class Lane:
                     queue.popleft()
                 continue
             queue.popleft()
-            connection.write(turn.commands[0] if len(turn.commands) == 1 else b"".join(turn.commands), awaited)
+            connection.write(turn.packed(), awaited)
             turn.end = connection.sent
             self.in_flight_bytes += turn.size
             self._written.append(turn)
@@ -366,9 +367,11 @@ class Lane:
             self._start_connecting()
 
 
-def _can_repeat(command: bytes, slot: CallSlot) -> bool:
+def _can_repeat(command: Packed, slot: CallSlot) -> bool:
     """Whether it does no harm to send it twice."""
-    return not slot.done() and not isinstance(slot, PipelineCall) and reads_only(command)
+    if slot.done() or isinstance(slot, PipelineCall) or isinstance(command, Parts):
+        return False
+    return reads_only(command)
 
 
 def _give_up(slot: CallSlot, error: RedisError) -> bool:

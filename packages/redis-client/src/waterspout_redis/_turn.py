@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from ._encoding import Packed
 from ._slots import CallSlot, DecodedCall, PipelineCall
 
 _ONE_REPLY: Final[frozenset[type[Any]]] = frozenset({Future, DecodedCall})
@@ -17,7 +18,7 @@ class Turn:
     __slots__ = ("attempts", "commands", "end", "made_at", "size", "slots")
 
     def __init__(self, made_at: float) -> None:
-        self.commands: list[bytes] = []
+        self.commands: list[Packed] = []
         self.slots: list[CallSlot] = []
         self.made_at = made_at
         self.attempts = 0
@@ -42,12 +43,17 @@ class Turn:
             piece.size += len(command)
         yield piece
 
-    def keep(self, wanted: Callable[[bytes, CallSlot], bool]) -> None:
+    def keep(self, wanted: Callable[[Packed, CallSlot], bool]) -> None:
         """Only those that are wanted."""
         kept = [pair for pair in zip(self.commands, self.slots, strict=True) if wanted(*pair)]
         self.commands = [command for command, _ in kept]
         self.slots = [slot for _, slot in kept]
         self.size = sum(map(len, self.commands))
+
+    def packed(self) -> Packed:
+        """All its commands as they go over the wire."""
+        # What is in parts is too large for anything else to be in one piece with it.
+        return self.commands[0] if len(self.commands) == 1 else b"".join(cast("list[bytes]", self.commands))
 
     def awaited(self) -> list[CallSlot]:
         """One slot for each reply to come."""
