@@ -76,7 +76,10 @@ def main() -> None:
             run(python, "-I", PROBE, wheel.distribution)
 
         say("integration tests with the wheels in place of the sources")
-        python = install(place / "all", wheels, f"waterspout[test] @ {wheels[-1].file.as_uri()}")
+        # With the extras that the pages' examples need.
+        wanted = {"waterspout": "test", "waterspout-redis": "commands"}
+        files = {wheel.distribution: wheel.file.as_uri() for wheel in wheels}
+        python = install(place / "all", wheels, *(f"{name}[{extra}] @ {files[name]}" for name, extra in wanted.items()))
         run(python, "-I", PROBE, "waterspout")
         run(python, "-I", "-m", "pytest", "integration", *sys.argv[1:])
 
