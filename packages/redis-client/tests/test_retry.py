@@ -253,9 +253,7 @@ def test_f24_too_many_calls_that_timed_out_end_the_connection(fresh_redis_server
             calls = [client.call("INCR", "n") for _ in range(100)]
             await asyncio.wait(calls)
             errors = [call.exception() for call in calls]
-            # Those that were made a moment later are not late yet when the connection is given up with the others.
-            assert all(isinstance(error, CallTimeout | ConnectionLost) for error in errors)
-            assert sum(isinstance(error, CallTimeout) for error in errors) > 10
+            assert all(isinstance(error, CallTimeout) for error in errors)
             # What was not sent is told apart from what was.
             sent = [error for error in errors if isinstance(error, RedisError) and error.maybe_executed]
             assert 10 < len(sent) <= 20

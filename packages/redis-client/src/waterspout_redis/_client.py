@@ -217,7 +217,7 @@ class Client:
         turn.commands.append(command)
         turn.slots.append(future if encoding is None else DecodedCall(future, encoding))
         if len(turn.slots) == _HEAD_START and not lane.in_flight:  # type: ignore[union-attr]
-            lane.flush()  # type: ignore[union-attr]
+            lane.head_start()  # type: ignore[union-attr]
         if self._watched:
             self._hooks.watch(future, name_of(args), loop)
         return future

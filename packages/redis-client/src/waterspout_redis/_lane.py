@@ -109,7 +109,7 @@ class Lane:
         """What is needed once for all calls of one turn of the loop: one look at the clock, one flush."""
         now = self._loop.time()
         self.turn = turn = Turn(now)
-        self._loop.call_soon(self.flush)
+        self._loop.call_soon(self._flush)
         timeout = self._limits.timeout
         if self._deadline_timer is None and timeout is not None:
             self._deadline_timer = self._loop.call_at(now + timeout, self._expire)
@@ -126,12 +126,21 @@ class Lane:
         turn.slots.append(slot)
         return slot
 
-    def flush(self) -> None:
-        """Write what was called up to now in this turn of the loop, or have it wait in the queue."""
-        turn, self.turn = self.turn, None
+    def head_start(self) -> None:
+        """Write what was called up to now in this turn of the loop. It goes on with the rest, and is due with it."""
+        turn = self.turn
         if turn is not None:
-            self._queue.extend(turn.pieces(self._piece_commands, self._piece_bytes))
-            self._write_queue()
+            self.turn = Turn(turn.made_at)
+            self._take(turn)
+
+    def _flush(self) -> None:
+        turn, self.turn = self.turn, None
+        if turn is not None and turn.commands:
+            self._take(turn)
+
+    def _take(self, turn: Turn) -> None:
+        self._queue.extend(turn.pieces(self._piece_commands, self._piece_bytes))
+        self._write_queue()
 
     def _write_queue(self) -> None:
         """Write what may be written now: in order, within the bounds on what is in flight."""
