@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 
 from waterspout_channels import Channels
 from waterspout_core import (
+    LOST,
     BadChannel,
     BadMessage,
     BaseStore,
     BrokerError,
     ChannelStore,
-    Envelope,
     Gap,
     MemoryBroker,
     MemoryPubSub,
     Message,
     TooManyChannels,
 )
+from waterspout_core._feeds import PlainFeed, feed_log
 
 
 class Reader:
@@ -44,25 +45,37 @@ class Reader:
 
 
 class Hesitant(MemoryPubSub):
-    """A broker that confirms or refuses a subscription when it is told to."""
+    """A broker that is elsewhere, and confirms or refuses a subscription when it is told to."""
 
     def __init__(self) -> None:
-        super().__init__(protocol=Envelope())
+        super().__init__()
         self.asked: list[tuple[tuple[str, ...], asyncio.Future[None]]] = []
+        self._attached: dict[str, PlainFeed] = {}
+        self.add_client(lambda topic, payload: self._attached[topic].take([payload], self))
 
-    def subscribe(self, *channels: str) -> asyncio.Future[None]:
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.asked.append((channels, answer))
-        return answer
+    def feed(self, topic: str, *, channel: str, max_messages: int, max_bytes: int) -> Any:
+        return PlainFeed(topic, feed_log(None, channel, max_messages, max_bytes))
+
+    def attach(self, feed: Any) -> None:
+        self._attached[feed.topic] = feed
+        self.asked.append(((feed.topic,), asyncio.get_running_loop().create_future()))
+
+    def detach(self, feed: Any) -> None:
+        del self._attached[feed.topic]
+        for names, answer in self.asked:
+            if names == (feed.topic,):
+                answer.cancel()
 
     def confirm(self) -> None:
-        channels, answer = self.asked.pop(0)
-        super().subscribe(*channels)
+        (topic,), answer = self.asked.pop(0)
+        self.subscribe(topic)
         answer.set_result(None)
+        self._attached[topic].confirmed(self)
 
     def refuse(self) -> None:
-        _, answer = self.asked.pop(0)
-        answer.set_exception(BrokerError("not today"))
+        (topic,), answer = self.asked.pop(0)
+        answer.cancel()
+        self._attached[topic].refused(BrokerError("not today"))
 
 
 async def listen(store: ChannelStore) -> Reader:
@@ -140,11 +153,6 @@ def test_a_manager_is_made_before_any_loop_runs() -> None:
     assert asyncio.run(use()) == ["x", "y"]
 
 
-def test_a_broker_without_the_envelope_is_refused() -> None:
-    with pytest.raises(ValueError, match="Envelope"):
-        Channels(MemoryPubSub())
-
-
 def test_a_url_that_names_no_broker_is_refused() -> None:
     with pytest.raises((ValueError, ImportError)):
         Channels("gopher://localhost")
@@ -156,9 +164,9 @@ def test_a_url_that_names_no_broker_is_refused() -> None:
 async def test_what_is_published_reaches_the_open_channel_whoever_publishes(clock: Any) -> None:
     async with Channels() as channels:
         reader = await listen(channels.open("a"))
-        assert await channels.publish("a", "goal", {"n": 1}) == 1
+        assert await channels.publish("a", "goal", {"n": 1}) == channels.open("a").log.position
         await channels.open("a").submit("by the store")
-        await channels.pubsub.publish("a", Message("by anybody"))
+        await channels.pubsub.publish("a", "by anybody")
         await channels.publish("b", None, "elsewhere")
         await clock.turn()
         assert reader.got == [{"n": 1}, "by the store", "by anybody"]
@@ -167,8 +175,23 @@ async def test_what_is_published_reaches_the_open_channel_whoever_publishes(cloc
 
 async def test_a_channel_need_not_be_open_to_publish_to_it() -> None:
     async with Channels() as channels:
-        assert await channels.publish("nobody", None, "x") == 0
+        position = await channels.publish("nobody", None, "x")
         assert len(channels) == 0
+        assert await channels.open("nobody").history(10) == [(position, Message("x"))]
+
+
+async def test_without_a_history_what_nobody_hears_has_no_position() -> None:
+    async with Channels(history=0) as channels:
+        assert await channels.publish("nobody", None, "x") is None
+        assert await channels.open("nobody").history(10) == []
+
+
+async def test_the_same_key_is_published_once() -> None:
+    async with Channels() as channels:
+        first = await channels.publish("a", None, "x", key="k")
+        assert await channels.publish("a", None, "x", key="k") == first
+        assert await channels.open("a").submit("x", key="k") == first
+        assert len(await channels.open("a").history(10)) == 1
 
 
 @pytest.mark.parametrize(("event", "data"), [("gap", "x"), ("a\nb", "x"), ("", "x"), (None, float("nan")), (None, {1})])
@@ -195,15 +218,15 @@ def test_payloads_are_kept_as_they_are(payloads: list[Any]) -> None:
 async def test_two_managers_on_one_broker_hear_each_other(clock: Any) -> None:
     broker = MemoryBroker()
     async with (
-        Channels(MemoryPubSub(broker, protocol=Envelope())) as here,
-        Channels(MemoryPubSub(broker, protocol=Envelope())) as there,
+        Channels(MemoryPubSub(broker)) as here,
+        Channels(MemoryPubSub(broker)) as there,
     ):
         readers = [await listen(here.open("a")), await listen(there.open("a"))]
-        assert await here.publish("a", None, "x") == 2
+        position = await here.publish("a", None, "x")
         await clock.turn()
         assert [reader.got for reader in readers] == [["x"], ["x"]]
-        # Each log is a life of its own: a position of one is none of the other.
-        assert here.open("a").log.epoch != there.open("a").log.epoch
+        # A position of one is a position of the other.
+        assert position == here.open("a").log.position == there.open("a").log.position
 
 
 # The namespace
@@ -211,14 +234,14 @@ async def test_two_managers_on_one_broker_hear_each_other(clock: Any) -> None:
 
 async def test_the_namespace_stands_before_every_name_at_the_broker_and_nowhere_else(clock: Any) -> None:
     broker = MemoryBroker()
-    outsider = MemoryPubSub(broker, protocol=Envelope())
-    async with Channels(MemoryPubSub(broker, protocol=Envelope()), namespace="ns:") as channels:
+    outsider = MemoryPubSub(broker)
+    async with Channels(MemoryPubSub(broker), namespace="ns:") as channels:
         store = channels.open("a")
         reader = await listen(store)
         assert store.channel == "a"
         assert await outsider.channels() == ["ns:a"]
-        await outsider.publish("a", Message("not for us"))
-        await outsider.publish("ns:a", Message("for us"))
+        await outsider.publish("a", "not for us")
+        await outsider.publish("ns:a", "for us")
         await channels.publish("a", None, "from us")
         await clock.turn()
         assert reader.got == ["for us", "from us"]
@@ -275,17 +298,27 @@ async def test_opening_again_starts_the_linger_again(clock: Any) -> None:
 
 
 async def test_a_channel_that_is_let_go_begins_a_new_life_when_it_is_opened_again(clock: Any) -> None:
-    async with Channels(linger=60) as channels:
+    async with Channels(linger=60, history=0) as channels:
         old = channels.open("a")
-        await old.submit("x")
+        epoch = (await old.submit("x")).epoch  # type: ignore[union-attr]
         await clock.pass_by(120)
+        del old
         new = channels.open("a")
-        assert new is not old
-        assert new.cursor({old.log.epoch: 1}) == -1
+        assert new.cursor({epoch: 1}) == LOST
         reader = await listen(new)
         await new.submit("y")
         new.publish()
         assert reader.got == ["y"]
+
+
+async def test_with_a_history_a_channel_that_was_let_go_goes_on_when_it_is_opened_again(clock: Any) -> None:
+    async with Channels(linger=60, retention=600) as channels:
+        position = await channels.open("a").submit("x")
+        await channels.open("a").submit("y")
+        await clock.pass_by(120)
+        assert "a" not in channels
+        assert [message.text for _, message in await channels.open("a").history(10)] == ["x", "y"]
+        assert channels.open("a").cursor({position.epoch: 1}) == 1  # type: ignore[union-attr]
 
 
 async def test_a_channel_with_subscribers_is_never_let_go(clock: Any) -> None:
@@ -489,13 +522,13 @@ async def test_a_broker_that_never_confirms_is_let_go_like_any_other(clock: Any)
 
 async def test_close_leaves_no_timer_and_no_subscription(clock: Any) -> None:
     broker = MemoryBroker()
-    pubsub = MemoryPubSub(broker, protocol=Envelope())
+    pubsub = MemoryPubSub(broker)
     channels = Channels(pubsub)
     readers = [await listen(channels.open(name)) for name in "abc"]
     assert timers() == 1
     await channels.aclose()
     assert (broker.channels, broker.patterns, timers(), len(channels)) == ({}, {}, 0, 0)
-    assert await MemoryPubSub(broker, protocol=Envelope()).publish("a", Message("too late")) == 0
+    assert await MemoryPubSub(broker).publish("a", "too late") == 0
     await clock.turn()
     assert [reader.got for reader in readers] == [[], [], []]
     await channels.aclose()
@@ -508,7 +541,7 @@ async def test_close_ends_the_waiting_of_those_who_submitted(clock: Any) -> None
     submitted = store.submit("x")
     await channels.aclose()
     async with asyncio.timeout(1):
-        assert await submitted is None
+        assert await submitted == store.log.position
 
 
 async def test_close_is_not_held_up_by_a_broker_that_never_confirms(clock: Any) -> None:

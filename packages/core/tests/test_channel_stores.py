@@ -8,22 +8,21 @@ from typing import Any
 import pytest
 
 from waterspout_core import (
+    BadMessage,
     BrokerError,
     ChannelStore,
-    Envelope,
     Gap,
+    History,
     MemoryBroker,
     MemoryPubSub,
     Message,
-    Position,
+    open_pubsub,
 )
+from waterspout_redis.testing import FaultProxy, Faults, RunningServer, run
 
 
-def channel_store(broker: MemoryBroker, channel: str = "news") -> ChannelStore:
-    pubsub = MemoryPubSub(broker, protocol=Envelope())
-    store = ChannelStore(channel, pubsub)
-    pubsub.add_client(lambda name, message: store.feed(message))
-    return store
+def channel_store(broker: MemoryBroker, channel: str = "news", history: History | None = None) -> ChannelStore:
+    return ChannelStore(channel, MemoryPubSub(broker, history=history))
 
 
 def test_what_one_process_submits_all_of_them_get(listen: Any) -> None:
@@ -49,125 +48,168 @@ def test_a_submission_through_a_broker_tells_its_own_position() -> None:
         for store, own in ((there, positions[0::2]), (here, positions[1::2])):
             assert [store.log.read(p.offset - 1)[1][0] for p in own if p] == [Message(t) for t in "aba"]
             assert len(set(own)) == 3
-            assert not store._echoes
 
     asyncio.run(use())
 
 
-def test_a_submission_that_nobody_hears_has_no_position() -> None:
+def test_without_a_history_what_nobody_hears_has_no_position() -> None:
     async def use() -> None:
-        store = channel_store(MemoryBroker())
-        assert await store.submit("into the void") is None
-        await store.ready()
-        store.pubsub.unsubscribe("news")
-        assert await store.submit("again") is None
-        assert not store._echoes
+        pubsub = MemoryPubSub()
+        assert await pubsub.submit("news", Message("into the void")) is None
+        assert await ChannelStore("news", pubsub).submit("heard") is not None
 
     asyncio.run(use())
 
 
-def test_a_submission_whose_echo_was_lost_has_no_position() -> None:
+def test_with_a_history_what_was_published_before_the_first_store_is_in_it(listen: Any) -> None:
     async def use() -> None:
-        store = channel_store(MemoryBroker())
-        await store.ready()
-        waiting = store.submit("a")
-        store.feed(Gap())
-        assert await waiting is None
+        broker = MemoryBroker()
+        positions = [await MemoryPubSub(broker, history=History()).submit("ns:news", Message(text)) for text in "abc"]
+        async with ChannelStore("news", MemoryPubSub(broker, history=History()), topic="ns:news") as store:
+            assert store.channel == "news"
+            reader = listen(store, {positions[0].epoch: 1})  # type: ignore[union-attr]
+            assert await reader.until(2) == ["b", "c"]
+            assert await store.history(2) == list(zip(positions[1:], map(Message, "bc"), strict=True))
 
     asyncio.run(use())
 
 
-def test_a_submission_that_does_not_come_back_in_time_has_no_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("waterspout_core._channel_stores.ECHO_TIMEOUT", 0.01)
+def test_the_log_of_a_channel_that_nobody_reads_is_kept_for_the_retention(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("waterspout_core._memory.time.monotonic", lambda: now)
 
     async def use() -> None:
-        store = channel_store(MemoryBroker())
-        await store.ready()
-        store.pubsub._clients.clear()  # a link that has gone deaf: it is published, and nobody is told
-        assert await asyncio.gather(*(store.submit(text) for text in "abc")) == [None] * 3
-        store.pubsub.add_client(lambda name, message: store.feed(message))
-        assert not store._echoes
-        assert await store.submit("a") == Position(store.log.epoch, 1)
+        nonlocal now
+        broker, history = MemoryBroker(), History(10, 60.0)
+        async with channel_store(broker, history=history) as store:
+            await store.submit("a")
+            epoch = store.log.epoch
+        del store
+        now += 59
+        async with channel_store(broker, history=history) as store:
+            assert store.log.epoch == epoch
+        del store
+        now += 61
+        async with channel_store(broker, "another", history):
+            pass  # whoever is let go next takes those with it whose time is over
+        async with channel_store(broker, history=history) as store:
+            assert store.log.epoch != epoch
 
     asyncio.run(use())
 
 
-def test_a_cancelled_publisher_does_not_disturb_the_next() -> None:
+def test_the_logs_that_nobody_reads_are_bounded_in_bytes_and_the_oldest_go_first() -> None:
     async def use() -> None:
-        store = channel_store(MemoryBroker())
-        await store.ready()
-        first, second = store.submit("a"), store.submit("a")
-        first.cancel()
-        assert await second == Position(store.log.epoch, 2)
-        assert not store._echoes
+        broker = MemoryBroker(max_total_bytes=5000)
+        pubsub = MemoryPubSub(broker, history=History())
+        for channel in "abc":
+            await pubsub.submit(channel, Message("x" * 2000))
+        assert list(broker.feeds) == ["b", "c"]
+        await pubsub.submit("b", Message("again"))
+        await pubsub.submit("d", Message("x" * 2000))
+        assert list(broker.feeds) == ["b", "d"]
 
     asyncio.run(use())
 
 
-class LatePubSub(MemoryPubSub):
-    """A broker far away: it confirms when the test says so."""
+def test_the_same_key_is_published_once_on_a_channel() -> None:
+    async def use() -> None:
+        broker = MemoryBroker()
+        async with channel_store(broker, history=History()) as here:
+            first = await here.submit("a", key="k")
+            assert await channel_store(broker, history=History()).submit("a again", key="k") == first
+            assert await here.submit("b", key="l") != first
+            assert await channel_store(broker, "other", History()).submit("a", key="k") != first
+            assert [message.text for _, message in await here.history(10)] == ["a", "b"]
 
-    def subscribe(self, *channels: str) -> asyncio.Future[None]:
-        super().subscribe(*channels)
-        self.confirmation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return self.confirmation
+    asyncio.run(use())
 
 
-def test_who_registered_before_the_broker_confirmed_is_told_of_a_gap(listen: Any) -> None:
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", 5])
+def test_a_bad_key_is_refused(key: Any) -> None:
+    async def use() -> None:
+        with pytest.raises(BadMessage, match="idempotency key"):
+            await channel_store(MemoryBroker(), history=History()).submit("a", key=key)
+
+    asyncio.run(use())
+
+
+def test_a_key_without_a_history_is_refused() -> None:
+    async def use() -> None:
+        with pytest.raises(BadMessage, match="needs a history"):
+            await channel_store(MemoryBroker()).submit("a", key="k")
+
+    asyncio.run(use())
+
+
+# A server that is far away: it confirms when the test says so.
+
+
+@pytest.mark.parametrize("history", [0, 10])
+def test_f31_who_registered_before_the_broker_confirmed_is_told_of_a_gap(
+    redis_server: RunningServer, listen: Any, history: int
+) -> None:
     async def use() -> list[Any]:
-        pubsub = LatePubSub(protocol=Envelope())
-        store = ChannelStore("news", pubsub)
-        store.subscribe()
-        reader = listen(store)
-        pubsub.confirmation.set_result(None)
-        return await reader.until(1)
+        async with FaultProxy(redis_server.port) as far, open_pubsub(far.url, history=history) as pubsub:
+            store = ChannelStore("news", pubsub)
+            far.disturb(Faults(black_hole=True))
+            store.open()
+            reader = listen(store)
+            assert not store.subscribed
+            far.heal()
+            await store.ready()
+            store.submit("first")
+            return await reader.until(2)
 
-    assert asyncio.run(use()) == [Gap()]
+    assert run(use()) == [Gap(), "first"]
 
 
-@pytest.mark.parametrize("pubsub", [MemoryPubSub, LatePubSub])
-def test_who_registers_when_the_broker_has_confirmed_is_told_of_none(pubsub: type[MemoryPubSub], listen: Any) -> None:
+@pytest.mark.parametrize("history", [0, 10])
+def test_f31_who_registers_when_the_broker_has_confirmed_is_told_of_none(
+    redis_server: RunningServer, listen: Any, history: int
+) -> None:
     async def use() -> list[Any]:
-        broker = pubsub(protocol=Envelope())
-        store = ChannelStore("news", broker)
-        broker.add_client(lambda name, message: store.feed(message))
-        store.subscribe()
-        if isinstance(broker, LatePubSub):
-            broker.confirmation.set_result(None)
-        await store.ready()
-        reader = listen(store)
-        store.submit("first")
-        return await reader.until(1)
+        async with open_pubsub(redis_server.url, history=history) as pubsub:
+            store = ChannelStore("news", pubsub)
+            await store.ready()
+            assert redis_server.call("PUBSUB", "NUMSUB", "news") == [b"news", 1]
+            reader = listen(store)
+            store.submit("first")
+            return await reader.until(1)
 
-    assert asyncio.run(use()) == ["first"]
+    assert run(use()) == ["first"]
 
 
-def test_who_waits_for_a_store_that_is_closed_is_told() -> None:
+def test_who_waits_for_a_store_that_is_closed_is_told(redis_server: RunningServer) -> None:
     async def use() -> None:
-        store = ChannelStore("news", LatePubSub(protocol=Envelope()))
-        waiting = asyncio.ensure_future(store.ready())
-        await asyncio.sleep(0)
-        store.unsubscribe()
-        with pytest.raises(BrokerError, match="closed"):
-            await waiting
+        async with FaultProxy(redis_server.port) as far, open_pubsub(far.url) as pubsub:
+            far.disturb(Faults(black_hole=True))
+            store = ChannelStore("news", pubsub)
+            waiting = asyncio.ensure_future(store.ready())
+            await asyncio.sleep(0)
+            store.close()
+            with pytest.raises(BrokerError, match="closed"):
+                await waiting
 
-    asyncio.run(use())
+    run(use())
 
 
-def test_who_stops_waiting_for_a_store_is_cancelled_and_the_others_go_on_waiting() -> None:
+def test_who_stops_waiting_for_a_store_is_cancelled_and_the_others_go_on_waiting(redis_server: RunningServer) -> None:
     async def use() -> None:
-        pubsub = LatePubSub(protocol=Envelope())
-        store = ChannelStore("news", pubsub)
-        impatient, patient = (asyncio.ensure_future(store.ready()) for _ in range(2))
-        await asyncio.sleep(0)
-        impatient.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await impatient
-        pubsub.confirmation.set_result(None)
-        await patient
-        assert store.subscribed
+        async with FaultProxy(redis_server.port) as far, open_pubsub(far.url) as pubsub:
+            far.disturb(Faults(black_hole=True))
+            store = ChannelStore("news", pubsub)
+            impatient, patient = (asyncio.ensure_future(store.ready()) for _ in range(2))
+            await asyncio.sleep(0)
+            impatient.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await impatient
+            assert not store.subscribed
+            far.heal()
+            await patient
+            assert store.subscribed
 
-    asyncio.run(use())
+    run(use())
 
 
 def test_a_closed_channel_store_has_left_the_broker() -> None:
@@ -178,5 +220,25 @@ def test_a_closed_channel_store_has_left_the_broker() -> None:
             assert await store.pubsub.count("news") == {"news": 1}
         assert not store.subscribed
         assert not broker.channels
+
+    asyncio.run(use())
+
+
+def test_clients_are_not_told_what_only_stores_have_subscribed_and_unsubscribe_nothing_of_theirs() -> None:
+    async def use() -> None:
+        pubsub = MemoryPubSub()
+        got: list[Any] = []
+        pubsub.add_client(lambda channel, payload: got.append((channel, payload)))
+        async with ChannelStore("a", pubsub) as store:
+            await store.submit("for the store")
+            await pubsub.subscribe("a")
+            await store.submit("for both")
+            pubsub.unsubscribe()
+            await store.submit("for the store again")
+            await asyncio.sleep(0.01)
+            assert store.log.top == 3
+            assert await pubsub.count("a") == {"a": 1}
+        assert got == []  # too late: it was unsubscribed before it was told
+        assert await pubsub.channels() == []
 
     asyncio.run(use())

@@ -165,7 +165,7 @@ def test_a_redis_store_is_fed_by_its_channel_from_anywhere(redis_server: Running
 
 def test_a_redis_store_tells_its_subscribers_of_a_break(redis_server: RunningServer) -> None:
     async def use() -> None:
-        async with RedisStore(channel="prices", url=redis_server.url) as store:
+        async with RedisStore(channel="prices", url=redis_server.url, history=0) as store:
             reader = Reader(store)
             await store.submit("before")
             redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
@@ -192,6 +192,7 @@ def test_without_the_redis_client_the_error_names_what_to_install(monkeypatch: p
     import sys
 
     monkeypatch.setitem(sys.modules, "waterspout_redis", None)
-    monkeypatch.delitem(sys.modules, "waterspout_core._redis", raising=False)
+    for name in [name for name in sys.modules if name.startswith("waterspout_core._redis")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"waterspout-core\[redis\]"):
         open_pubsub("redis://localhost")

@@ -10,10 +10,9 @@ from typing import Any, Final
 from waterspout_core import (
     BrokerError,
     ChannelStore,
-    Entry,
-    Envelope,
     Message,
     MiB,
+    Position,
     PubSub,
     TooManyChannels,
     check_channel,
@@ -30,8 +29,9 @@ _SWEEP: Final = 5.0
 class Channels:
     """Many channels over one `PubSub`; a *source* of stores for handlers.
 
-    `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub` whose protocol is `Envelope()`. `namespace`
-    stands before every channel's name at the broker and nowhere else.
+    `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub`. `namespace` stands before every channel's name at
+    the broker and nowhere else. With a URL, the broker keeps the newest `history` messages of each channel for
+    `retention` seconds, so that a subscriber may come back to any process; 0 turns that off.
 
     A channel that nobody reads is kept for `linger` seconds after it was last used, so that a subscriber whose
     connection broke finds what it missed. There are never more than `max_channels`: a new one takes the place of the
@@ -44,6 +44,8 @@ class Channels:
         pubsub: PubSub | str = "memory://",
         *,
         namespace: str = "",
+        history: int = 1_000,
+        retention: float = 3600.0,
         linger: float = 60.0,
         max_channels: int = 10_000,
         max_messages: int = 1_000,
@@ -51,9 +53,7 @@ class Channels:
         max_total_bytes: int = 256 * MiB,
     ) -> None:
         if isinstance(pubsub, str):
-            pubsub = open_pubsub(pubsub, protocol=Envelope())
-        elif pubsub.protocol is None:
-            raise ValueError("Channels carry messages: give the PubSub protocol=Envelope()")
+            pubsub = open_pubsub(pubsub, history=history, retention=retention)
         self.pubsub = pubsub
         self.namespace = namespace
         self.linger = linger
@@ -64,7 +64,6 @@ class Channels:
         self._used: dict[str, float] = {}  # when last, by topic
         self._closed = False
         self._sweep: asyncio.TimerHandle | None = None
-        pubsub.add_client(self._receive)
 
     def __repr__(self) -> str:
         return f"Channels({self.pubsub!r}, namespace={self.namespace!r})"
@@ -98,14 +97,16 @@ class Channels:
         self._used[topic] = time.monotonic()
         return store
 
-    def publish(self, channel: str, event: str | None, data: Any = None) -> asyncio.Future[int]:
+    def publish(
+        self, channel: str, event: str | None, data: Any = None, *, key: str | None = None
+    ) -> asyncio.Future[Position | None]:
         """Publish `data` under the name `event`; the channel need not be open here.
 
-        The Future gives the number of processes that received it. Raises `BadChannel`, `BadMessage`, and
+        The Future gives its position, or None where the broker keeps no history. With an idempotency `key`, what was
+        published with the same key in the last 5 minutes is not published again. Raises `BadChannel`, `BadMessage`, and
         `BrokerError` through the Future.
         """
-        topic = self.prefixed(check_channel(channel))
-        return asyncio.ensure_future(self.pubsub.publish(topic, Message(data, event)))
+        return self.pubsub.submit(self.prefixed(check_channel(channel)), Message(data, event), key=key)
 
     async def aclose(self) -> None:
         """Close every channel and the broker's connections."""
@@ -127,7 +128,7 @@ class Channels:
         if len(self._stores) >= self.max_channels:
             self._make_room()
         store = ChannelStore(topic.removeprefix(self.namespace), self.pubsub, topic=topic, **self._bounds)
-        store.subscribe()
+        store.open()
         if self._sweep is None:
             self._sweep_later()
         return store
@@ -163,6 +164,7 @@ class Channels:
         """One timer for all channels: close those that are not to be kept any longer."""
         now = time.monotonic()
         for topic, store in tuple(self._stores.items()):
+            store.log.expire()
             if store.subscribers:
                 self._used[topic] = now + self._pause  # in use until we look again
         for topic in self._idle(self.linger):
@@ -178,10 +180,5 @@ class Channels:
             self._sweep_later()
 
     def _close(self, topic: str) -> None:
-        self._stores.pop(topic).unsubscribe()
+        self._stores.pop(topic).close()
         del self._used[topic]
-
-    def _receive(self, topic: str, entry: Entry) -> None:
-        store = self._stores.get(topic)
-        if store is not None:
-            store.feed(entry)

@@ -4,15 +4,20 @@ from ._brokers import open_pubsub
 from ._channel_stores import ChannelStore, RedisStore
 from ._envelope import Envelope
 from ._errors import BadChannel, BadMessage, BadPosition, BrokerError, TooManyChannels, WaterspoutError
-from ._log import Log, MiB
+from ._history import History
+from ._log import LOST, Log, MiB
 from ._memory import MemoryBroker, MemoryPubSub
 from ._message import GAP_EVENT, Entry, Gap, Message, Payload, check_channel, check_event, to_json
-from ._position import Position, from_id, new_epoch, to_id
-from ._pubsub import PubSub, PubSubProtocol
+from ._position import EARLIEST, Position, from_id, new_epoch, to_id
+from ._protocols import JSONProtocol, MsgpackProtocol
+from ._pubsub import Health, PubSub, PubSubProtocol
 from ._stores import BaseStore, DataStore, QueueStore, Source, Subscriber
+from ._subscription import Subscription
 
 __all__ = [
+    "EARLIEST",
     "GAP_EVENT",
+    "LOST",
     "BadChannel",
     "BadMessage",
     "BadPosition",
@@ -23,11 +28,15 @@ __all__ = [
     "Entry",
     "Envelope",
     "Gap",
+    "Health",
+    "History",
+    "JSONProtocol",
     "Log",
     "MemoryBroker",
     "MemoryPubSub",
     "Message",
     "MiB",
+    "MsgpackProtocol",
     "Payload",
     "Position",
     "PubSub",
@@ -36,6 +45,7 @@ __all__ = [
     "RedisStore",
     "Source",
     "Subscriber",
+    "Subscription",
     "TooManyChannels",
     "WaterspoutError",
     "check_channel",

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
+import re
 from typing import Any, Final
 
 from ._message import Message, to_json
 
+logger: Final = logging.getLogger("waterspout.core")
+
 _MARK: Final = b"\x1e"
 """Begins an envelope: the record separator that begins a JSON text of a sequence (RFC 7464)."""
+
+_POSITION: Final = re.compile(rb"\x1e[0-9a-f]{1,32}-[0-9]{1,18}\n")
+"""What the broker puts before a message that it keeps: its position."""
 
 
 class Envelope:
@@ -18,7 +25,8 @@ class Envelope:
     A str without an event name travels as it is, so any program can publish and read it with plain `PUBLISH` and
     `SUBSCRIBE`. Anything else is one JSON text of a sequence (RFC 7464: a record separator, an object, a line feed)
     with the members `event` (if named) and `data` (JSON) or `base64` (bytes). Foreign bytes
-    that are no UTF-8 are taken as bytes.
+    that are no UTF-8 are taken as bytes. Where the broker keeps a history it puts the position before the whole: a
+    record separator, the position, a line feed.
     """
 
     def encode(self, message: Message) -> bytes:
@@ -37,6 +45,8 @@ class Envelope:
 
     def decode(self, payload: bytes) -> Message:
         """The message in `payload`. Raises `ValueError` if it begins like an envelope and is none."""
+        if payload.startswith(_MARK) and (position := _POSITION.match(payload)):
+            payload = payload[position.end() :]
         if not payload.startswith(_MARK):
             try:
                 return Message(payload.decode())
@@ -48,6 +58,15 @@ class Envelope:
             raise ValueError(f"a broken envelope: {error}") from None
 
 
+def decoded(payload: bytes) -> Message | None:
+    """The message in `payload`; None, and a warning, if it begins like an envelope and is none."""
+    try:
+        return ENVELOPE.decode(payload)
+    except ValueError as error:
+        logger.warning("a message cannot be decoded: %s", error)
+        return None
+
+
 def _open(members: Any) -> Message:
     if not isinstance(members, dict):
         raise ValueError("it is not an object")
@@ -57,3 +76,6 @@ def _open(members: Any) -> Message:
     if "data" in members:
         return Message(members["data"], event)
     raise ValueError("it holds neither data nor base64")
+
+
+ENVELOPE: Final = Envelope()

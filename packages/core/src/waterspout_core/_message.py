@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from ._errors import BadChannel, BadMessage
 
@@ -17,50 +17,71 @@ GAP_EVENT: Final = "gap"
 
 MAX_CHANNEL_BYTES: Final = 255
 
+_encoder: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 
 class Message:
     """One published value, never changed afterwards.
 
-    `data` is the payload as it was given; `event` its name, if it has one. `text` is what a text format shows
-    of it: a str is its own text; bytes are their text where they are UTF-8, else a `data:` URL (RFC 2397);
-    everything else is JSON text. It is made here, once, so a payload that JSON cannot carry is refused
-    where it is published and not where it is read. `size` is the length of `text` in bytes (UTF-8).
+    `data` is the payload: a str or bytes as they are; anything else is kept as its JSON text, and made of it anew at
+    each access, so nobody can change what was published, and a tuple is a list here as it is behind Redis. `event` is
+    its name, if it has one. `text` is what a text format shows of it: a str is its own text; bytes are their text where
+    they are UTF-8, else a `data:` URL (RFC 2397); everything else is JSON text. It is made here, once, so a payload
+    that JSON cannot carry is refused where it is published and not where it is read. `size` is the length of `text`
+    in bytes (UTF-8).
 
     Raises `BadMessage`.
     """
 
-    __slots__ = ("data", "event", "size", "text")
+    __slots__ = ("_is_json", "_kept", "event", "size")
+
+    _kept: str | bytes
 
     def __init__(self, data: Payload, event: str | None = None) -> None:
         if event is not None:
             check_event(event)
         if isinstance(data, str):
-            text = data = str.__str__(data) if type(data) is not str else data  # an enum's value, not its name
+            self._kept = text = data if type(data) is str else str.__str__(data)  # an enum's value, not its name
+            self._is_json = False
         elif isinstance(data, bytes | bytearray | memoryview):
-            data = bytes(data)
+            self._kept = data = bytes(data)
+            self._is_json = False
             text = _text_of(data)
         else:
-            text = to_json(data)
-        self.data = data
+            self._kept = text = to_json(data)
+            self._is_json = True
         self.event = event
-        self.text = text
         self.size = len(text) if text.isascii() else _encoded_size(text)
+
+    @property
+    def data(self) -> Payload:
+        """The payload."""
+        return json.loads(self._kept) if self._is_json else self._kept
+
+    @property
+    def text(self) -> str:
+        """The payload as text."""
+        kept = self._kept
+        return kept if isinstance(kept, str) else _text_of(kept)
 
     @property
     def json(self) -> str:
         """The payload as JSON text; bytes as a JSON string of their `text`."""
-        return to_json(self.text) if isinstance(self.data, str | bytes) else self.text
+        return self.text if self._is_json else to_json(self.text)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Message):
             return NotImplemented
-        return (self.text, self.event, _kind(self.data)) == (other.text, other.event, _kind(other.data))
+        return self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((self.text, self.event))
+        return hash(self._identity())
 
     def __repr__(self) -> str:
         return f"Message({self.data!r}, event={self.event!r})" if self.event else f"Message({self.data!r})"
+
+    def _identity(self) -> tuple[object, ...]:
+        return type(self._kept), self._kept, self._is_json, self.event
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +89,9 @@ class Gap:
     """Messages were lost here: `missed` of them, or nobody can tell how many (None)."""
 
     missed: int | None = None
+
+    size: ClassVar[int] = 0
+    """It has no payload."""
 
 
 Entry: TypeAlias = Message | Gap
@@ -77,7 +101,7 @@ Entry: TypeAlias = Message | Gap
 def to_json(value: Any) -> str:
     """`value` as compact JSON text (RFC 8259). Raises `BadMessage` if JSON cannot carry it."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return _encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadMessage(f"the payload is neither text nor bytes nor JSON: {error}") from None
 
@@ -111,10 +135,6 @@ def check_channel(name: object) -> str:
     if " " in name or not name.isprintable():
         raise BadChannel(f"the channel name {name!r:.80} holds white space or a control character")
     return name
-
-
-def _kind(data: Payload) -> type:
-    return type(data) if isinstance(data, str | bytes) else object
 
 
 def _text_of(data: bytes) -> str:

@@ -12,6 +12,9 @@ from ._errors import BadPosition
 MAX_ID_LENGTH: Final = 4096
 """Longer ids are refused: a request header has to hold them. It is enough for over a hundred channels."""
 
+EARLIEST: Final = "earliest"
+"""As an id (Mercure's name for it): from the oldest message that is kept. No epoch has this name."""
+
 _TOKEN: Final = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})", re.ASCII)
 
 
@@ -29,6 +32,10 @@ class Position(NamedTuple):
         return f"{self.epoch}-{self.offset}"
 
 
+NOWHERE: Final = Position("0", 0)
+"""The place of a reader whose position nobody knows. No log has this epoch: who comes back here is told of a gap."""
+
+
 def new_epoch() -> str:
     """A name for a log's life that no other log has had."""
     return secrets.token_hex(5)
@@ -40,10 +47,12 @@ def to_id(positions: Iterable[Position]) -> str:
 
 
 def from_id(text: str) -> Mapping[str, int]:
-    """The offset for each epoch that the id `text` carries. Raises `BadPosition`.
+    """The offset for each epoch that the id `text` carries, or `EARLIEST` as the only key. Raises `BadPosition`.
 
     Epochs are unique, so the id needs no channel names, and their order and number may change between requests.
     """
+    if text == EARLIEST:
+        return {EARLIEST: 0}
     if len(text) > MAX_ID_LENGTH:
         raise BadPosition(f"an id has at most {MAX_ID_LENGTH} characters, this one has {len(text)}")
     offsets: dict[str, int] = {}

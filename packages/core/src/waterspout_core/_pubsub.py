@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import abc
 import logging
+import time
+from asyncio import Future
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
-from ._message import Gap
+from ._envelope import Envelope
+from ._errors import BadMessage
+from ._feeds import Feed
+from ._history import History
+from ._message import MAX_CHANNEL_BYTES, Gap, Message, check_event
+from ._position import Position
 
 logger: Final = logging.getLogger("waterspout.core")
 
 PubSubClient: TypeAlias = Callable[[str, Any], object]
 """Called with the name of a channel and what came on it: a message, or a `Gap` where some may have been lost."""
+
+
+HealthState: TypeAlias = Literal["connecting", "connected", "disconnected", "deaf", "closed"]
+"""Of the link to the broker; deaf: it seemed connected, but what was published did not come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the link to the broker is: in `state` for so many `seconds`, and for so many `silent` nothing was heard.
+
+    Being silent is no fault: a link on which nothing comes is tested by publishing to oneself.
+    """
+
+    state: HealthState
+    seconds: float
+    silent: float
 
 
 class PubSubProtocol(Protocol):
@@ -29,12 +53,22 @@ class PubSub(abc.ABC):
     """A connection to a broker, shared by any number of clients.
 
     Clients get everything that is subscribed, each message once for every subscription it matches, as Redis does
-    it. With a `protocol` they get decoded messages, else the raw bytes.
+    it. With a `protocol` they get decoded messages, else the raw bytes. Stores have feeds of their own, which
+    no client sees and no `unsubscribe` ends.
     """
 
-    def __init__(self, protocol: PubSubProtocol | None = None) -> None:
+    def __init__(self, protocol: PubSubProtocol | None = None, history: History | None = None) -> None:
         self.protocol = protocol
+        self.history = history
+        """What is kept of the channels that stores are fed by; None: nothing."""
         self._clients: dict[PubSubClient, None] = {}
+        self._since = time.monotonic()
+
+    @property
+    def health(self) -> Health:
+        """How the link to the broker is, now; without one it is always connected."""
+        seconds = time.monotonic() - self._since
+        return Health("connected", seconds, 0.0)
 
     def add_client(self, client: PubSubClient) -> None:
         """From now on call `client(channel, message)`. Twice is once."""
@@ -88,7 +122,35 @@ class PubSub(abc.ABC):
     async def aclose(self) -> None:
         """Give up all subscriptions and every connection; nothing comes any more."""
 
-    async def __aenter__(self) -> PubSub:
+    async def close(self) -> None:
+        """`aclose`, by the name that it has in pulsar."""
+        await self.aclose()
+
+    # What stores stand on
+
+    @abc.abstractmethod
+    def feed(self, topic: str, *, channel: str, max_messages: int, max_bytes: int) -> Feed:
+        """The feed of `topic`: one for all stores; its log calls the channel `channel` and has these bounds."""
+
+    @abc.abstractmethod
+    def submit(self, topic: str, message: Message, *, key: str | None = None) -> Future[Position | None]:
+        """Publish `message` into the log of `topic`. The Future gives its position there, or None where no history is
+        kept; what was published with the same idempotency `key` in the last 5 minutes is not published again.
+
+        Raises `BrokerError` through the Future, and `BadMessage` for a key where no history is kept.
+        """
+
+    def publish_event(self, channel: str, event: str, data: Any = None) -> Awaitable[int]:
+        """Publish `data` under the name `event`: with `Envelope()` as the protocol a `Message`, with any other an
+        object of `event`, `channel` and `data`. Raises `BadMessage`, and `ValueError` without a protocol."""
+        if self.protocol is None:
+            raise ValueError("an event needs a protocol that encodes it, such as JSONProtocol()")
+        check_event(event)
+        if isinstance(self.protocol, Envelope):
+            return self.publish(channel, Message(data, event))
+        return self.publish(channel, {"event": event, "channel": channel, "data": data})
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -117,6 +179,18 @@ class PubSub(abc.ABC):
         for client in tuple(self._clients):
             try:
                 client(channel, message)
+            except OSError:  # of whoever it writes to, who has gone
+                self.remove_client(client)
             except Exception:
                 logger.exception("a client of the PubSub failed and is removed: %r", client)
                 self.remove_client(client)
+
+
+def check_key(key: object, history: History | None) -> None:
+    """Raises `BadMessage` unless `key` is None or may be an idempotency key where `history` is kept."""
+    if key is None:
+        return
+    if history is None:
+        raise BadMessage("an idempotency key needs a history: what was published before is not known without one")
+    if not isinstance(key, str) or not key or len(key) > MAX_CHANNEL_BYTES or not key.isprintable():
+        raise BadMessage(f"an idempotency key is 1 to {MAX_CHANNEL_BYTES} printable characters, not {key!r:.80}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import logging
-from collections.abc import Awaitable, Generator, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol, Self
 
 from ._log import Log, MiB
 from ._message import Entry, Message, Payload
 from ._position import Position
 from ._soon import Soon
+from ._subscription import Subscription
 
 logger: Final = logging.getLogger("waterspout.core")
 
@@ -45,13 +48,14 @@ class BaseStore:
     """What all stores share: a log, subscribers, and one flush per turn of the loop.
 
     Subclass it to make a store of your own: set up in `initialize`, and let `submit` `append` what is to be
-    delivered. A store can be made at module level, before any loop runs. Use it from the loop's thread only; from
-    another thread, `loop.call_soon_threadsafe(store.submit, data)`.
+    delivered. A store can be made at module level, before any loop runs. Use it from the loop's thread, and from any
+    other one by `submit_threadsafe` only.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.subscribers: set[Subscriber] = set()
         self.log = Log()
+        self._loop: asyncio.AbstractEventLoop | None = None  # where it was used last
         self._flush_soon = Soon()
         self._published = (0, 0)  # how far the log was, in entries and bytes, when the subscribers were woken last
         self.initialize(*args, **kwargs)
@@ -66,40 +70,60 @@ class BaseStore:
 
     def register(self, subscriber: Subscriber) -> None:
         """From the next flush on, `subscriber` is woken. Twice is once."""
+        self._enter_loop()
         self.subscribers.add(subscriber)
 
     def deregister(self, subscriber: Subscriber) -> None:
         """Forget `subscriber`, known or not."""
         self.subscribers.discard(subscriber)
 
+    # Publishing
+
     def submit(self, data: Payload, event: str | None = None) -> Awaitable[Position | None]:
         """Publish `data`. Await it for its position, or leave it alone: it is under way already."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it does with submitted data")
 
-    async def ready(self) -> None:
-        """Return when whatever is published from now on will reach the log."""
+    def submit_threadsafe(self, data: Payload, event: str | None = None) -> concurrent.futures.Future[Position | None]:
+        """`submit` from another thread than the loop's. The Future gives its position, or raises what `submit` does.
 
-    async def aclose(self) -> None:
-        """Release all that the store holds beside its log."""
+        Raises RuntimeError if no loop serves the store: nobody has registered, waited or submitted there yet.
+        """
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            raise RuntimeError(
+                "no event loop serves this store yet: register a subscriber or await store.ready() in it"
+            )
 
-    def cursor(self, offsets: Mapping[str, int] | None = None) -> int:
-        """Where a subscriber begins: behind the newest message, or where `offsets` (by epoch) say it stopped."""
-        return self.log.top if offsets is None else self.log.cursor(offsets)
+        async def submit() -> Position | None:
+            return await self.submit(data, event)
+
+        return asyncio.run_coroutine_threadsafe(submit(), loop)
 
     def append(self, entry: Entry) -> Position:
         """Put `entry` into the log and see to it that the subscribers are woken soon, once for a whole burst."""
+        self.log.append(entry)
+        self.grown()
+        return self.log.position
+
+    def extend(self, entries: Sequence[Entry]) -> None:
+        """Put many entries into the log, like `append`."""
+        for piece in pieces(self.log, entries):
+            self.log.extend(piece)
+            self.grown()
+
+    def grown(self) -> None:
+        """The log has grown: see to it that the subscribers are woken soon, once for a whole burst."""
+        if not self.subscribers:
+            return
         log = self.log
-        offset = log.append(entry)
-        if self.subscribers:
-            entries, size = self._published
-            # A burst of more than the log holds must not pass by those who keep up: they read in the middle of it.
-            # Not so for the latest value: who wants no other is spared all in between.
-            long = (offset - entries) * 2 > log.max_messages or (log.written - size) * 2 > log.max_bytes
-            if long and log.when_behind == "gap":
-                self._flush()
-            else:
-                self._flush_soon(self._flush)
-        return Position(log.epoch, offset)
+        entries, size = self._published
+        # A burst of more than the log holds must not pass by those who keep up: they read in the middle of it.
+        # Not so for the latest value: who wants no other is spared all in between.
+        long = (log.top - entries) * 2 > log.max_messages or (log.written - size) * 2 > log.max_bytes
+        if long and log.when_behind == "gap":
+            self._flush()
+        else:
+            self._flush_soon(self._flush)
 
     def publish(self) -> None:
         """Wake every subscriber now. Happens by itself after each burst of `append`."""
@@ -110,16 +134,77 @@ class BaseStore:
                 logger.exception("a subscriber failed and is left out from now on: %r", subscriber)
                 self.deregister(subscriber)
 
-    def _flush(self) -> None:
-        self._published = (self.log.top, self.log.written)
-        self.publish()
+    # Reading
 
-    async def __aenter__(self) -> BaseStore:
+    def cursor(self, offsets: Mapping[str, int] | None = None) -> int:
+        """Where a subscriber begins, by what is in this process: behind the newest message, or where `offsets` (by
+        epoch) say it stopped."""
+        return self.log.top if offsets is None else self.log.cursor(offsets)
+
+    async def seek(self, offsets: Mapping[str, int] | None = None) -> int:
+        """The same, when the store is ready, and with what the broker keeps and this process does not have yet."""
+        await self.ready()
+        return self.cursor(offsets)
+
+    def subscribe(self, after: Position | str | None = None) -> Subscription:
+        """What is published from now on, or after the position or id `after` ("earliest": all that is kept)::
+
+            async with store.subscribe(after=id) as messages:
+                async for message in messages:
+                    ...
+
+        Each is a `Message`, or a `Gap` where some were lost. Raises `BadPosition`.
+        """
+        return Subscription(self, after)
+
+    async def position(self) -> Position:
+        """Where the log ends now. Read it, then the state that the messages change, then `subscribe(after=position)`:
+        nothing that happens in between is missed."""
+        await self.ready()
+        return self.log.position
+
+    async def history(self, limit: int) -> list[tuple[Position, Message]]:
+        """The newest `limit` messages that are kept, the oldest of them first, with their positions."""
+        await self.ready()
+        first, entries = self.log.newest(limit)
+        placed = zip(self.log.positions(first, len(entries)), entries, strict=True)
+        return [(position, entry) for position, entry in placed if isinstance(entry, Message)]
+
+    # Its life
+
+    async def ready(self) -> None:
+        """Return when whatever is published from now on will reach the log."""
+        self._enter_loop()
+
+    async def aclose(self) -> None:
+        """Release all that the store holds beside its log."""
+
+    async def __aenter__(self) -> Self:
         await self.ready()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
+
+    def _enter_loop(self) -> None:
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:  # made and filled before a loop runs
+            return
+
+    def _flush(self) -> None:
+        self._published = (self.log.top, self.log.written)
+        self.publish()
+
+
+def pieces(log: Log, entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """`entries` in pieces that `log` holds at least two of, so that who keeps up can read between them."""
+    most = max(log.max_messages // 2, 1)
+    if len(entries) <= most and 2 * sum(entry.size for entry in entries if isinstance(entry, Message)) <= log.max_bytes:
+        yield entries
+    else:
+        for entry in entries:
+            yield (entry,)
 
 
 class DataStore(BaseStore):

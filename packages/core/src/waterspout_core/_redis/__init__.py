@@ -1,0 +1,5 @@
+"""The broker in Redis: the only part of the core that needs waterspout-redis."""
+
+from ._pubsub import RedisPubSub
+
+__all__ = ["RedisPubSub"]

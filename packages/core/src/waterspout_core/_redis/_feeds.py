@@ -1,0 +1,128 @@
+"""The channels of which Redis keeps a history."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from .._envelope import decoded
+from .._feeds import RemoteBroker, RemoteFeed
+from .._history import History, Merge, Past
+from .._log import Log
+from .._message import Gap
+from .._position import EARLIEST, Position
+
+if TYPE_CHECKING:
+    from .._pubsub import PubSub
+    from ._pubsub import RedisPubSub
+
+
+class HistoryFeed(RemoteFeed):
+    """Redis keeps the newest messages: what this process has not heard it reads there, once for all subscribers."""
+
+    __slots__ = ("_complete", "_merge", "_reader", "_wanted")
+
+    def __init__(self, topic: str, log: Log, history: History) -> None:
+        super().__init__(topic, log, history)
+        self._merge = Merge(log)
+        self._complete = False  # nothing older can be had
+        self._reader: asyncio.Task[None] | None = None
+        self._wanted = 0
+
+    @property
+    def begun(self) -> bool:
+        return self._merge.begun
+
+    @property
+    def live(self) -> bool:
+        """Whether the log has all that has come."""
+        return self._merge.live
+
+    @property
+    def position(self) -> Position | None:
+        """Where the log stands in the channel, if it is known."""
+        return self.log.position if self._merge.begun else None
+
+    def confirmed(self, broker: RemoteBroker) -> None:
+        _redis(broker).recover((self,))
+
+    def take(self, payloads: Sequence[bytes], broker: RemoteBroker) -> None:
+        was_live = self._merge.live
+        self._merge.take(payloads, self.grown)
+        if was_live and not self._merge.live:
+            _redis(broker).recover((self,))
+
+    def broken(self) -> bool:
+        self._merge.interrupt()
+        return True
+
+    # What the recovery tells
+
+    def stands_at(self, top: Position) -> bool:
+        """The channel stands at `top`. Whether there is nothing to be read."""
+        if not self._merge.begun:
+            self._merge.begin(top, self.grown, early=self._early)
+            self._tell_ready()
+        elif self._merge.stands_at(top):
+            self._merge.recover(Past(top.epoch, top.offset, []), self.grown)
+        return self._merge.live
+
+    def lost_tail(self, past: Past) -> Position | None:
+        return self._merge.lost_tail(past)
+
+    def recover(self, past: Past) -> None:
+        self._merge.recover(past, self.grown, early=self._early)
+        self._tell_ready()
+
+    def give_up(self) -> None:
+        """What is missing cannot be read."""
+        if self._merge.begun:
+            self._merge.give_up(self.grown)
+
+    def _stopped(self) -> None:
+        self._merge.interrupt()
+
+    # Older messages
+
+    async def reach(self, offsets: Mapping[str, int], pubsub: PubSub) -> None:
+        while (offset := self._lacking(offsets)) is not None:
+            if self._reader is None:
+                self._wanted = offset
+                self._reader = asyncio.create_task(self._read_older(_redis(pubsub)))
+            else:
+                self._wanted = min(self._wanted, offset)
+            # Shielded: one impatient reader must not take it from the others.
+            await asyncio.shield(self._reader)
+
+    def _lacking(self, offsets: Mapping[str, int]) -> int | None:
+        """The offset behind which messages are wanted that the log does not hold, and Redis may."""
+        oldest = self.log.position_at(self.log.start - 1)
+        wanted = 0 if EARLIEST in offsets else offsets.get(oldest.epoch)
+        if self._complete or wanted is None or wanted >= oldest.offset or oldest.epoch != self.log.epoch:
+            return None
+        assert self.history is not None
+        full = len(self.log) >= self.history.messages
+        return None if full else wanted
+
+    async def _read_older(self, pubsub: RedisPubSub) -> None:
+        try:
+            await asyncio.sleep(0)  # all who ask in this turn are served by one answer
+            epoch = self.log.epoch
+            past = await pubsub.read(self.topic, Position(epoch, self._wanted))
+            oldest = self.log.position_at(self.log.start - 1)
+            first = past.top - len(past.payloads) + 1
+            older = past.payloads[: max(oldest.offset - first + 1, 0)]
+            if past.epoch != oldest.epoch or past.top < oldest.offset:
+                self._complete = True  # the recovery will see to that
+                return
+            entries = [decoded(payload) or Gap(1) for payload, _ in older]
+            fitted = self.log.prepend(entries, [age for _, age in older])
+            self._complete = first > self._wanted + 1 or fitted < len(older)
+        finally:
+            self._reader = None
+
+
+def _redis(broker: PubSub | RemoteBroker) -> RedisPubSub:
+    """The one that made the feed."""
+    return cast("RedisPubSub", broker)

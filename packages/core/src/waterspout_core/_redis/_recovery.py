@@ -1,0 +1,135 @@
+"""Brings channels to the top of their history: when they are opened, after a break, and where one is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from waterspout_redis import RedisError
+
+from ._errors import is_final, translated_error
+from ._feeds import HistoryFeed
+from ._history import RedisHistory
+
+logger: Final = logging.getLogger("waterspout.core")
+
+GAP_DEADLINE: Final = 10.0
+"""Seconds for which a hole may wait for the history to be read; then it is told as a gap."""
+
+_TOPS: Final = 1000  # channels asked in one pipeline
+_READERS: Final = 32  # histories read at the same time
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 1.0
+
+
+class Recovery:
+    """One task for the whole process, and only while there is something to be done: first the tops of all channels in
+    one pipeline, then the history of those that lack something."""
+
+    def __init__(self, history: RedisHistory, is_connected: Callable[[], bool]) -> None:
+        self._history, self._is_connected = history, is_connected
+        self._behind: dict[HistoryFeed, float] = {}  # since when
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, feeds: Iterable[HistoryFeed]) -> None:
+        """See to these."""
+        now = time.monotonic()
+        for feed in feeds:
+            self._behind.setdefault(feed, now)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    def drop(self, feed: HistoryFeed) -> None:
+        """Nobody wants it any more."""
+        self._behind.pop(feed, None)
+
+    async def aclose(self) -> None:
+        """Stop."""
+        self._behind.clear()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    async def _run(self) -> None:
+        await self._load()
+        delay = _FIRST_DELAY
+        while self._behind:
+            feeds = list(itertools.islice(self._behind, _TOPS))
+            try:
+                tops = await self._history.tops([feed.topic for feed in feeds])
+            except RedisError as error:
+                self._failed(feeds, error)
+            else:
+                missing = []
+                for feed, top in zip(feeds, tops, strict=True):
+                    if feed not in self._behind:
+                        continue
+                    if top is not None and feed.stands_at(top):
+                        del self._behind[feed]
+                    else:
+                        missing.append(feed)
+                if await self._read_all(missing):
+                    delay = _FIRST_DELAY
+                    continue
+            # They go to the end of the line, so that one that cannot be read does not hold up the others.
+            for feed in feeds:
+                if (since := self._behind.pop(feed, None)) is not None:
+                    self._behind[feed] = since
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_DELAY)
+
+    async def _load(self) -> None:
+        """So that other programs find the functions as soon as we are there."""
+        try:
+            await self._history.load()
+        except RedisError as error:
+            logger.debug("the functions could not be loaded now: %s", error)
+
+    async def _read_all(self, feeds: Sequence[HistoryFeed]) -> bool:
+        """Whether it went well."""
+        turn = iter(feeds)
+        results = await asyncio.gather(*(self._read_in_turn(turn) for _ in range(min(_READERS, len(feeds)))))
+        return all(results)
+
+    async def _read_in_turn(self, feeds: Iterable[HistoryFeed]) -> bool:
+        well = True
+        for feed in feeds:
+            try:
+                await self._read(feed)
+            except RedisError as error:
+                well = False
+                self._failed((feed,), error)
+        return well
+
+    async def _read(self, feed: HistoryFeed) -> None:
+        known = feed.position
+        past = await self._history.read(feed.topic, known)
+        if (lost := feed.lost_tail(past)) is not None:
+            logger.warning("%r has been at %s and is at %s: a failover?", feed.topic, lost, past.position)
+            await self._history.renew(feed.topic, lost)
+            past = await self._history.read(feed.topic, known)
+        if feed in self._behind:
+            feed.recover(past)
+            if feed.live:
+                del self._behind[feed]
+
+    def _failed(self, feeds: Iterable[HistoryFeed], error: RedisError) -> None:
+        now, given_up = time.monotonic(), 0
+        for feed in feeds:
+            since = self._behind.get(feed)
+            if since is None:
+                continue
+            if feed.position is None:
+                if is_final(error):
+                    del self._behind[feed]
+                    feed.refused(translated_error(error))
+            # While the link is down nothing can be missed yet that would not have to be looked for later.
+            elif is_final(error) or (now - since > GAP_DEADLINE and self._is_connected()):
+                del self._behind[feed]
+                feed.give_up()
+                given_up += 1
+        if given_up:
+            logger.warning("the history of %d channels cannot be read, so a gap is told: %s", given_up, error)
