@@ -108,6 +108,33 @@ def test_a_listener_prints_what_is_published(redis_server: Any) -> None:
             process.kill()
 
 
+def test_who_keeps_a_position_misses_nothing_while_it_is_not_running(redis_server: Any, tmp_path: Path) -> None:
+    place = tmp_path / "position"
+    following = [sys.executable, str(EXAMPLES / "follow_channel.py"), redis_server.url, str(place)]
+
+    def publish(text: str) -> str:
+        return str(redis_server.call("FCALL", "waterspout_publish", 1, "news", text), "ascii")
+
+    for run in ("first", "second"):
+        with subprocess.Popen(following, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                if run == "second":
+                    assert process.stdout.readline() == "in between\n"
+                limit = time.monotonic() + DEADLINE
+                while "waterspout_publish" not in str(redis_server.call("FUNCTION", "LIST")):
+                    assert time.monotonic() < limit, "it never brought the functions"
+                    time.sleep(0.02)
+                position = publish(run)
+                assert process.stdout.readline() == f"{run}\n"
+                while place.read_text() != position:
+                    assert time.monotonic() < limit, "it never wrote its position"
+                    time.sleep(0.02)
+            finally:
+                process.kill()
+        publish("in between")
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text()
     for example in EXAMPLES.glob("*.py"):
