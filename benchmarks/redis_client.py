@@ -23,17 +23,16 @@ CPU is that of the client's process alone, all its threads, and the load (a loop
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, Self
 
 import click
+from machine import cpus, started_on
 from redis_client_c import CBenchmark
 from redis_client_peers import PEERS
 from redis_client_plot import plot
@@ -127,31 +126,6 @@ def installed(names: tuple[str, ...]) -> list[str]:
         else:
             click.echo(f"left out: {name}, {PEERS[name].distribution} is not installed", err=True)
     return found
-
-
-def cpus(place: str) -> tuple[list[int], list[int]]:
-    """Those of the server, and those of the clients."""
-    if not hasattr(os, "sched_getaffinity"):
-        return [], []
-    every = sorted(os.sched_getaffinity(0))
-    first, others = every[:1], every[1:] or every
-    return {"server": (first, every), "apart": (first, others), "together": (first, first), "free": (every, every)}[
-        place
-    ]
-
-
-@contextmanager
-def started_on(cpus: list[int]) -> Iterator[None]:
-    """What is started inside of it runs on these."""
-    if not cpus:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def measured(

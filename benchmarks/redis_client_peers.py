@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,6 @@ from redis_client_rows import BY_TITLE, Row, next_times
 
 CHANNEL: Final = "bench"
 DEADLINE: Final = 60.0  # seconds for one measurement
-PUBLISHER_CPUS: Final = sys.argv[4:]
 
 
 @dataclass(frozen=True)
@@ -234,11 +233,12 @@ PEERS: Final = {
 
 
 @contextlib.contextmanager
-def publisher(url: str) -> Iterator[Callable[[int], None]]:
-    """Gives a function that has so many messages published by another process, as fast as it can."""
+def publisher(url: str, size: int, cpus: Sequence[str]) -> Iterator[Callable[[int], None]]:
+    """Gives a function that has so many messages of so many bytes published by another process, as fast as it can."""
     script = Path(__file__).with_name("redis_client_publisher.py")
     address = urlsplit(url)
-    command = [sys.executable, "-IS", str(script), str(address.hostname), str(address.port), CHANNEL, *PUBLISHER_CPUS]
+    what = [str(address.hostname), str(address.port), CHANNEL, str(size), *cpus]
+    command = [sys.executable, "-IS", str(script), *what]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, bufsize=1) as process:
         assert process.stdin is not None
         yield lambda count: print(count, file=process.stdin)
@@ -255,7 +255,7 @@ async def workload(peer: Peer, row: Row, url: str) -> AsyncIterator[Run]:
     if row.kind == "pub/sub":
         assert peer.listening is not None
         async with peer.listening(url) as take:
-            with publisher(url) as publish:
+            with publisher(url, row.size, sys.argv[4:]) as publish:
 
                 def receive(times: int) -> Awaitable[None]:
                     publish(times)

@@ -1,4 +1,4 @@
-"""Publishes for `redis_client_peers.py`, as cheaply as it can: HOST PORT CHANNEL CPU…, and a count on each line."""
+"""Publishes for other benchmarks, as cheaply as it can: HOST PORT CHANNEL BYTES CPU…, and a count on each line."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import socket
 import sys
 from typing import Final
 
-MESSAGE: Final = b"0123456789abcdef"
 AT_ONCE: Final = 500
 
 
-def main(host: str, port: str, channel: str, *cpus: str) -> None:
+def main(host: str, port: str, channel: str, size: str, *cpus: str) -> None:
     if cpus:
         os.sched_setaffinity(0, map(int, cpus))
-    name = channel.encode()
-    command = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(MESSAGE), MESSAGE)
+    name, message = channel.encode(), b"x" * int(size)
+    command = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(message), message)
     with socket.create_connection((host, int(port))) as connection, connection.makefile("rb") as replies:
         for line in sys.stdin:
             left = int(line)

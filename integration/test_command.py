@@ -83,6 +83,7 @@ def test_a_log_of_ten_thousand_lines_arrives_complete_and_in_order(
             got = [json.loads(await connection.read_message() or "null")["data"] for _ in range(LINES)]
             assert await reading == lines
         connection.close()
+        assert await connection.read_message() is None
         return got
 
     with EventStream(f"{server.url}/events?channel=logs") as events, access_log.open() as log:
@@ -288,6 +289,17 @@ def test_tail_goes_on_behind_an_id(server: ServerProcess, command: StartCommand)
     ids = [publish(server.url, "news", text) for text in ("a", "b", "c")]
     tailing = command("tail", "news", "--url", server.url, "--last-event-id", ids[0])
     tailing.until(lambda: tailing.out == "b\nc\n", "printing what came behind")
+
+
+def test_tail_begins_with_all_that_is_kept_where_it_is_told_to(server: ServerProcess, command: StartCommand) -> None:
+    for text in ("a", "b", "c"):
+        publish(server.url, "news", text)
+    with Proxy(server.address) as proxy:
+        tailing = command("tail", "news", "--url", proxy.url, "--last-event-id", "earliest")
+        tailing.until(lambda: tailing.out == "a\nb\nc\n", "printing what is kept")
+        proxy.cut()
+        publish(server.url, "news", "d")
+        tailing.until(lambda: tailing.out == "a\nb\nc\nd\n", "going on, and not from the earliest again")
 
 
 def test_tail_ends_quietly_when_nobody_reads_it_any_more(server: ServerProcess) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ def test_a_websocket_gets_one_json_object_a_message(server: ServerProcess) -> No
         async with asyncio.timeout(DEADLINE):
             messages = [json.loads(await connection.read_message() or "null") for _ in range(2)]
         connection.close()
+        assert await connection.read_message() is None
         return messages
 
     first, second = asyncio.run(use())
@@ -126,6 +128,11 @@ BAD_REQUESTS = [
     ("/channels/two%20words", b"x", 400, "white space"),
     ("/channels/a?event=gap", b"x", 400, "reserved"),
     ("/channels/a", b"x" * (1024 * 1024 + 1), 413, "1048576 bytes"),
+    ("/channels/a?limit=-1", None, 400, "whole number"),
+    ("/channels/a?limit=" + "9" * 5000, None, 400, "whole number"),
+    ("/channels/a?limit=all", None, 400, "whole number"),
+    ("/channels/a?limit=%C2%B2", None, 400, "whole number"),
+    ("/channels/two%20words?limit=1", None, 400, "white space"),
     ("/nowhere", None, 404, "/nowhere"),
     ("/events", b"x", 405, "Method Not Allowed"),
 ]
@@ -170,6 +177,87 @@ def test_active_channels_are_listed_with_their_subscribers(server: ServerProcess
         assert {row["channel"]: row["subscribers"] for row in answer["channels"]} == {"news": 2, "quiet": 0}
 
 
+def test_a_channel_tells_where_it_stands_and_what_it_keeps(server: ServerProcess) -> None:
+    ids = [publish(server.url, "news", text) for text in ("a", "b")]
+    _, posted = request(f"{server.url}/channels/news?event=goal", b'{"home": [1]}', Content_Type="application/json")
+    with EventStream(f"{server.url}/events?channel=news"):
+        status, answer = request(f"{server.url}/channels/news")
+        assert (status, answer) == (200, {"channel": "news", "id": posted["id"], "subscribers": 1, "messages": 3})
+        _, answer = request(f"{server.url}/channels/news?limit=2")
+    assert answer["history"] == [
+        {"data": "b", "id": ids[1]},
+        {"event": "goal", "data": {"home": [1]}, "id": posted["id"]},
+    ]
+    assert len(request(f"{server.url}/channels/news?limit=999999999")[1]["history"]) == 3
+    assert request(f"{server.url}/channels/news?limit=0")[1]["history"] == []
+
+
+def test_a_channel_that_nobody_has_asked_for_is_empty_and_its_id_is_good_to_come_back_with(
+    server: ServerProcess,
+) -> None:
+    status, answer = request(f"{server.url}/channels/new?limit=10")
+    assert (status, answer["messages"], answer["history"]) == (200, 0, [])
+    publish(server.url, "new", "first")
+    with EventStream(f"{server.url}/events?channel=new", last_event_id=answer["id"]) as events:
+        assert events.data(1) == ["first"]
+
+
+def test_state_and_what_follows_it_fit_together_without_a_loss(server: ServerProcess) -> None:
+    """What is kept, and then `/events` from the `id` that came with it."""
+    for number in range(5):
+        publish(server.url, "news", str(number))
+    _, answer = request(f"{server.url}/channels/news?limit=100")
+    publish(server.url, "news", "5")
+    with EventStream(f"{server.url}/events?channel=news&last_event_id={answer['id']}") as events:
+        seen = [message["data"] for message in answer["history"]] + events.data(1)
+    assert seen == [str(number) for number in range(6)]
+
+
+def test_earliest_begins_with_all_that_is_kept(serve: Serve) -> None:
+    """As many as `--history` says (F61)."""
+    server = serve("--history", "3")
+    for number in range(10):
+        publish(server.url, "news", str(number))
+    with EventStream(f"{server.url}/events?channel=news&last_event_id=earliest") as events:
+        assert events.data(3) == ["7", "8", "9"]
+        publish(server.url, "news", "10")
+        assert events.data(1) == ["10"]
+    assert [message["data"] for message in request(f"{server.url}/channels/news?limit=100")[1]["history"]] == [
+        "8",
+        "9",
+        "10",
+    ]
+
+
+def test_what_is_older_than_the_retention_is_kept_no_longer(serve: Serve) -> None:
+    """F61: also in a channel that stays busy."""
+    server = serve("--retention", "0.5")
+    first = publish(server.url, "news", "first")
+    limit = time.monotonic() + DEADLINE
+    while any(message["id"] == first for message in kept(server, "news")):
+        assert time.monotonic() < limit, "the first message is still there"
+        publish(server.url, "news", "another")
+    while kept(server, "news"):
+        assert time.monotonic() < limit, "the last ones are still there"
+    with EventStream(f"{server.url}/events?channel=news", last_event_id=first) as events:
+        assert (events.next() or {})["event"] == "gap"
+
+
+def kept(server: ServerProcess, channel: str) -> list[dict[str, Any]]:
+    """What the server keeps of a channel."""
+    history: list[dict[str, Any]] = request(f"{server.url}/channels/{channel}?limit=1000")[1]["history"]
+    return history
+
+
+def test_with_history_0_nothing_is_kept_for_those_who_come_later(serve: Serve) -> None:
+    server = serve("--history", "0")
+    publish(server.url, "news", "nobody sees this")
+    assert kept(server, "news") == []
+    with EventStream(f"{server.url}/events?channel=news&last_event_id=earliest") as events:
+        publish(server.url, "news", "live")
+        assert events.data(1) == ["live"]
+
+
 def test_a_gone_subscriber_is_not_counted_any_more(server: ServerProcess) -> None:
     events = EventStream(f"{server.url}/events?channel=news")
     events.cut()
@@ -181,7 +269,8 @@ def test_a_gone_subscriber_is_not_counted_any_more(server: ServerProcess) -> Non
 
 
 def test_it_is_healthy(server: ServerProcess) -> None:
-    assert request(f"{server.url}/healthz")[0] == 200
+    status, answer = request(f"{server.url}/healthz")
+    assert (status, answer["status"], answer["broker"]["state"]) == (200, "ok", "connected")
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -279,6 +368,10 @@ def test_a_taken_port_is_one_clear_line() -> None:
         (("--redis", "redis://localhost/seven"), "seven"),
         (("--host", "203.0.113.7"), "no address of this machine"),
         (("--port", "70000"), "70000"),
+        (("--history", "-1"), "--history"),
+        (("--retention", "0"), "--retention"),
+        (("--retention", "nan"), "retention"),
+        (("--retention", "inf"), "retention"),
     ],
 )
 def test_what_cannot_be_served_is_one_clear_line(args: tuple[str, ...], said: str) -> None:

@@ -210,6 +210,28 @@ def test_a_reader_behind_a_position_begins_exactly_there() -> None:
     assert beginning.after == Position("e", 0)
 
 
+def test_equal_messages_that_came_in_another_order_are_found_by_their_positions() -> None:
+    ledger = Ledger()
+    for offset in (1, 2):
+        ledger.published("news", Message("same"), Position("e", offset))
+    account = ledger.reader("news", "reader", after=Position("e", 0))
+    for offset in (2, 1):
+        account.got(Message("same"), Position("e", offset))
+    assert not reconciled(ledger)
+
+
+def test_a_gap_that_stands_elsewhere_than_it_ends_is_found() -> None:
+    for offset, right in ((1, False), (2, True), (3, False)):
+        for gap in (Gap(2), Gap()):
+            ledger = Ledger()
+            for number in range(3):
+                ledger.published("news", Message(number), Position("e", number + 1))
+            account = ledger.reader("news", "reader", after=Position("e", 0))
+            account.got(gap, Position("e", offset))
+            account.got(Message(2), Position("e", 3))
+            assert reconciled(ledger) is right
+
+
 def test_a_message_without_a_position_of_its_own_stands_behind_the_one_before_it() -> None:
     ledger = Ledger()
     ledger.published("news", Message("plain"))
@@ -252,6 +274,17 @@ def test_what_nobody_is_sure_of_is_owed_to_all_readers_if_one_of_them_has_it() -
     ledger.check()  # nobody has it
     having.got(Message("b"), Position("e", 2))
     with pytest.raises(Unreconciled, match="'without' differs at its entry 1: one message passed over"):
+        ledger.check()
+
+
+def test_a_message_that_was_published_again_because_nobody_was_sure_may_be_there_once_or_twice() -> None:
+    for offset in (1, 2):
+        ledger = Ledger()
+        ledger.published("news", Message("a")).sure = False
+        ledger.published("news", Message("a"), Position("e", offset))
+        account = ledger.reader("news", "reader", Position("e", 0))
+        for number in range(offset):
+            account.got(Message("a"), Position("e", number + 1))
         ledger.check()
 
 

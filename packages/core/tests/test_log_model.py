@@ -18,6 +18,7 @@ COST = 64  # of an entry beside its text
 
 numbers = st.integers(1, 4)
 ages = st.integers(0, 3)
+pauses = st.sampled_from([0, 0, 1, 3])
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class LogAndModel(RuleBasedStateMachine):
     """A broker that numbers messages, a log that gets them (or is told that it did not), and its readers."""
 
     @initialize(
-        max_messages=st.integers(1, 6),
-        max_bytes=st.sampled_from([1, 150, 400, 10_000]),
-        max_age=st.sampled_from([None, 2, 5]),
-        begin=st.none() | st.integers(0, 8),
+        max_messages=st.integers(1, 12),
+        max_bytes=st.sampled_from([1, 200, 500, 10_000, 10_000]),
+        max_age=st.sampled_from([None, 2, 4]),
+        begin=st.none() | st.lists(pauses, max_size=9),
     )
-    def make(self, max_messages: int, max_bytes: int, max_age: float | None, begin: int | None) -> None:
+    def make(self, max_messages: int, max_bytes: int, max_age: float | None, begin: list[int] | None) -> None:
         self.now = 0.0
         self.max_messages, self.max_bytes, self.max_age = max_messages, max_bytes, max_age
         self.log = Log(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, clock=lambda: self.now)
@@ -51,7 +52,8 @@ class LogAndModel(RuleBasedStateMachine):
         self.epoch = self.log.epoch
         if begin is not None:
             self.epoch = next(self.names)
-            for _ in range(begin):
+            for pause in begin:
+                self.now += pause
                 self._publish()
             self.log.begin(self._end())
         self.kept: list[Kept] = []
@@ -141,8 +143,11 @@ class LogAndModel(RuleBasedStateMachine):
         self.log.append(message, self._end())
         self._trim()
 
-    @rule(number=st.integers(1, 8))
-    def prepend(self, number: int) -> None:
+    @rule(number=st.integers(1, 8), pause=pauses)
+    def prepend(self, number: int, pause: int) -> None:
+        self.now += pause
+        if pause:
+            self.expire()
         before = self.log.position_at(self._start - 1)
         past = self.broker[before.epoch][max(before.offset - number, 0) : before.offset]
         put = self.log.prepend([message for message, _ in past], [self.now - time for _, time in past])
@@ -163,11 +168,11 @@ class LogAndModel(RuleBasedStateMachine):
                 or self._start - 1 in self.breaks
             )
 
-    @rule(seconds=st.integers(1, 4))
-    def wait(self, seconds: int) -> None:
+    @rule(seconds=pauses)
+    def wait_and_expire(self, seconds: int) -> None:
         self.now += seconds
+        self.expire()
 
-    @rule()
     def expire(self) -> None:
         self.log.expire()
         self._trim()
@@ -206,9 +211,10 @@ class LogAndModel(RuleBasedStateMachine):
         if position != NOWHERE:
             self.given.append((cursor, position))
 
-    @rule(which=st.integers(0, 1000))
-    def come_back(self, which: int) -> None:
+    @rule(which=st.integers(0, 1000), pause=pauses)
+    def come_back(self, which: int, pause: int) -> None:
         """A position that was given out leads to the place behind it, or to a gap."""
+        self.now += pause
         index, position = self.given[which % len(self.given)]
         cursor = self.log.cursor({position.epoch: position.offset})
         self._trim()
@@ -253,8 +259,9 @@ class LogAndModel(RuleBasedStateMachine):
         self._trim()
         assert self.log.cursor({}) == self.log.cursor({"": 1}) == self.log.cursor({NOWHERE.epoch: 0}) == LOST
 
-    @rule(number=st.integers(0, 9))
-    def look_at_the_newest(self, number: int) -> None:
+    @rule(number=st.integers(0, 9), pause=pauses)
+    def look_at_the_newest(self, number: int, pause: int) -> None:
+        self.now += pause
         first, entries = self.log.newest(number)
         self._trim()
         newest = self.kept[-number:] if number else []
@@ -280,4 +287,4 @@ class LogAndModel(RuleBasedStateMachine):
 
 
 def test_whatever_is_done_to_a_log_nothing_is_lost_in_silence() -> None:
-    run_state_machine_as_test(LogAndModel, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(LogAndModel, settings=settings(max_examples=300, stateful_step_count=40, deadline=None))

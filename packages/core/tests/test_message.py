@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterspout_core import BadChannel, BadMessage, Message, check_channel
+from waterspout_core import BadChannel, BadMessage, Gap, Message, check_channel
 
 text = st.text(st.characters(codec="utf-8"))
 json_values = st.recursive(
@@ -21,7 +21,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.parametrize("data", [0, "", {}, [], None, False, 0.0, b""])
-def test_falsy_payloads_are_kept_as_they_are(data: Any) -> None:
+def test_f39_falsy_payloads_are_kept_as_they_are(data: Any) -> None:
     message = Message(data)
     assert message.data == data
     assert type(message.data) is type(data)
@@ -70,6 +70,24 @@ def test_whatever_json_carries_is_a_message(data: Any) -> None:
 def test_what_cannot_be_carried_is_refused_where_it_is_published(data: Any) -> None:
     with pytest.raises(BadMessage):
         Message(data)
+
+
+def test_nobody_can_change_what_was_published() -> None:
+    data = {"a": [1]}
+    message = Message(data)
+    data["a"].append(2)
+    message.data["a"].append(3)
+    assert message.data == {"a": [1]}
+    assert message.text == '{"a":[1]}'
+
+
+def test_a_tuple_is_a_list_in_process_as_behind_a_broker() -> None:
+    assert Message((1, (2,))).data == [1, [2]]
+
+
+def test_a_gap_has_no_size() -> None:
+    assert Gap(7).size == 0
+    assert Gap(7) == Gap(missed=7) != Gap()
 
 
 def test_a_payload_that_contains_itself_is_refused() -> None:

@@ -25,7 +25,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from waterspout_core import ChannelStore, Entry, Envelope, MemoryPubSub, PubSub
+from waterspout_core import ChannelStore, MemoryPubSub, PubSub, QueueStore
 from waterspout_handlers import EventSource, NotFound, PublishHandler, WebSocketSubscriber
 
 DEADLINE: Final = 10.0
@@ -262,8 +262,7 @@ class ChannelSource:
     """A source of stores over one in-process broker: the smallest that does."""
 
     def __init__(self, pubsub: PubSub | None = None, **bounds: int) -> None:
-        self.pubsub = pubsub or MemoryPubSub(protocol=Envelope())
-        self.pubsub.add_client(self._receive)
+        self.pubsub = pubsub or MemoryPubSub()
         self.stores: dict[str, ChannelStore] = {}
         self._bounds = bounds
 
@@ -275,9 +274,16 @@ class ChannelSource:
     def subscribers(self) -> int:
         return sum(len(store.subscribers) for store in self.stores.values())
 
-    def _receive(self, channel: str, entry: Entry) -> None:
-        if channel in self.stores:
-            self.stores[channel].feed(entry)
+
+class HesitantStore(QueueStore):
+    """A store that becomes ready, or refuses, for each who asks when the test says so."""
+
+    def initialize(self) -> None:
+        self.waiting: list[asyncio.Future[None]] = []
+
+    async def ready(self) -> None:
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        await self.waiting[-1]
 
 
 class RecordingServer(HTTPServer):
@@ -392,6 +398,11 @@ def serve() -> Callable[..., contextlib.AbstractAsyncContextManager[Server]]:
 @pytest.fixture
 def channel_source() -> type[ChannelSource]:
     return ChannelSource
+
+
+@pytest.fixture
+def hesitant_store() -> HesitantStore:
+    return HesitantStore()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tornado.web import RequestHandler
 
-from waterspout_core import DataStore, Envelope, MemoryPubSub, QueueStore
+from waterspout_core import DataStore, QueueStore
 from waterspout_handlers import EventSource
 
 
@@ -125,6 +125,31 @@ async def test_an_unknown_position_of_an_empty_log_gets_its_gap_at_once(serve: A
         assert await peer.event() == ('{"missed":null}', f"{store.log.epoch}-0", "gap")
         await store.submit("a")
         assert (await peer.event()).data == "a"
+
+
+@pytest.mark.parametrize("way", ["header", "query"])
+async def test_earliest_begins_with_all_that_is_kept_and_no_gap(serve: Any, way: str) -> None:
+    store = QueueStore(max_messages=3)
+    for text in "abcde":
+        store.submit(text)
+    async with serve(store=store) as server:
+        if way == "header":
+            peer = await server.listen("/events", last_event_id="earliest")
+        else:
+            peer = await server.listen("/events?last_event_id=earliest")
+        assert [(event.type, event.data) for event in await peer.events(3)] == [("message", text) for text in "cde"]
+        # It need not ask for the earliest again: cut here, it goes on here.
+        again = await server.listen("/events", last_event_id=peer.parser.last_event_id)
+        store.submit("f")
+        assert (await again.event()).data == "f"
+
+
+async def test_earliest_of_an_empty_log_begins_with_what_comes(serve: Any) -> None:
+    store = QueueStore()
+    async with serve(store=store) as server:
+        peer = await server.listen("/events?last_event_id=earliest")
+        store.submit("first")
+        assert (await peer.event()).data == "first"
 
 
 async def test_a_position_above_the_top_gets_a_gap(serve: Any) -> None:
@@ -354,62 +379,49 @@ async def test_the_handler_is_let_go_after_the_handshake(serve: Any, until: Any)
 # Brokers that hesitate
 
 
-class Hesitant(MemoryPubSub):
-    """A broker that confirms no subscription before it is told to, or refuses them."""
-
-    def __init__(self) -> None:
-        super().__init__(protocol=Envelope())
-        self.waiting: list[asyncio.Future[None]] = []
-
-    def subscribe(self, *channels: str) -> asyncio.Future[None]:
-        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        confirmed.add_done_callback(lambda future: future.exception() or super(Hesitant, self).subscribe(*channels))
-        self.waiting.append(confirmed)
-        return confirmed
-
-
-async def test_nobody_is_let_in_before_the_broker_has_confirmed(serve: Any, channel_source: Any, until: Any) -> None:
-    broker = Hesitant()
-    source = channel_source(broker)
-    async with serve(source=source) as server:
-        coming = asyncio.ensure_future(server.listen("/events?channel=a"))
-        await until(lambda: bool(broker.waiting))
+async def test_nobody_is_let_in_before_the_broker_has_confirmed(serve: Any, hesitant_store: Any, until: Any) -> None:
+    async with serve(store=hesitant_store) as server:
+        coming = asyncio.ensure_future(server.listen("/events"))
+        await until(lambda: bool(hesitant_store.waiting))
         assert not coming.done()
-        assert source.subscribers() == 0
-        broker.waiting[0].set_result(None)
+        assert not hesitant_store.subscribers
+        hesitant_store.submit("before")
+        hesitant_store.waiting[0].set_result(None)
         peer = await coming
-        await source.open("a").submit("first")
+        hesitant_store.submit("first")
         assert (await peer.event()).data == "first"
 
 
-async def test_a_silent_broker_holds_nobody_up_for_ever_and_the_gap_is_told(
-    serve: Any, channel_source: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_silent_broker_holds_nobody_up_for_ever(
+    serve: Any, hesitant_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("waterspout_handlers._requests.READY_TIMEOUT", 0.01)
-    broker = Hesitant()
-    source = channel_source(broker)
-    async with serve(source=source) as server:
-        peer = await server.listen("/events?channel=a")
-        broker.waiting[0].set_result(None)
-        assert (await peer.event()).type == "gap"
-        await source.open("a").submit("first")
-        assert (await peer.event()).data == "first"
+    seen = hesitant_store.submit("seen").position
+    hesitant_store.submit("kept")
+    async with serve(store=hesitant_store) as server:
+        newcomer = await server.listen("/events")
+        back = await server.listen("/events", last_event_id=str(seen))
+        hesitant_store.submit("first")
+        assert (await newcomer.event()).data == "first"
+        assert [event.data for event in await back.events(2)] == ["kept", "first"]
 
 
 async def test_who_leaves_while_the_broker_hesitates_is_not_registered_later(
-    serve: Any, channel_source: Any, until: Any
+    serve: Any, hesitant_store: Any, until: Any
 ) -> None:
-    broker = Hesitant()
-    source = channel_source(broker)
-    async with serve(source=source) as server:
+    async with serve(store=hesitant_store) as server:
         gone = await server.connect()
-        await gone.send(f"GET /events?channel=a HTTP/1.1\r\nHost: {server.host}\r\n\r\n".encode())
-        await until(lambda: bool(broker.waiting))
+        await gone.send(f"GET /events HTTP/1.1\r\nHost: {server.host}\r\n\r\n".encode())
+        await until(lambda: bool(hesitant_store.waiting))
         gone.reset()
         # The server has seen it when it has also seen and answered what came after it.
         assert (await server.request("/nowhere")).status == 404
-        broker.waiting[0].set_result(None)
-        peer = await server.listen("/events?channel=a")
-        assert source.subscribers() == 1
-        await source.open("a").submit("x")
+        coming = asyncio.ensure_future(server.listen("/events"))
+        await until(lambda: len(hesitant_store.waiting) == 2)
+        for waiting in hesitant_store.waiting:
+            waiting.set_result(None)
+        peer = await coming
+        await until(lambda: len(hesitant_store.subscribers) == 1)
+        hesitant_store.submit("x")
         assert (await peer.event()).data == "x"
+        assert len(hesitant_store.subscribers) == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterspout_core import Entry, Gap, Log, Message
+from waterspout_core import EARLIEST, Entry, Gap, Log, Message, Position
 from waterspout_handlers._formats import EVENT_STREAMS, WEBSOCKET_TEXT, Format
 
 PLAIN = EVENT_STREAMS[False, False]
@@ -80,6 +80,17 @@ def test_an_event_looks_as_the_standard_has_it(entry: Entry, expected: bytes) ->
 )
 def test_the_data_of_an_event_may_be_the_whole_message(entry: Entry, channel: str | None, expected: bytes) -> None:
     assert run(WHOLE, entry, channel=channel) == expected
+
+
+def test_each_frame_has_the_position_of_its_entry_which_need_not_be_its_index() -> None:
+    log = Log()
+    log.begin(Position("aa", 5))
+    log.append(Message("live"))
+    log.prepend([Message("old"), Message("older")], [2.0, 1.0])
+    log.append(Message("elsewhere"), Position("bb", 9))
+    run, _ = log.encoded(PLAIN.run, log.cursor({EARLIEST: 0}))
+    ids = [line.removeprefix(b"id: ") for line in run.splitlines() if line.startswith(b"id: ")]
+    assert ids == [b"aa-4", b"aa-5", b"aa-6", b"bb-9"]
 
 
 def test_what_is_sent_together_is_one_chunk() -> None:

@@ -154,7 +154,8 @@ async def test_what_is_kept_for_a_reader_that_stops_is_bounded(serve: Any, chann
         await server.listen("/events?channel=a&channel=b", receive_buffer=4 * KiB)
         await server.listen("/events?channel=a", receive_buffer=4 * KiB)
         for number in range(5000):
-            await source.open("a").submit(f"{number:>1000}")
+            source.open("a").submit(f"{number:>1000}")
+            await asyncio.sleep(0)
         buffers = [len(stream._write_buffer) for stream in server.streams]
         assert len(buffers) == 2
         assert min(buffers) > 0
@@ -168,7 +169,8 @@ async def test_a_slow_reader_of_several_channels_loses_nothing(serve: Any, chann
         slow = await let_in(server, door, "?channel=a&channel=b", receive_buffer=4 * KiB)
         for number in range(1000):
             source.open("a").submit(f"a{number:>1000}")
-            await source.open("b").submit(f"b{number:>1000}")
+            source.open("b").submit(f"b{number:>1000}")
+            await asyncio.sleep(0)
         got = [await read(slow, door) for _ in range(2000)]
         for channel in "ab":
             assert [data for _, data in got if data[0] == channel] == [

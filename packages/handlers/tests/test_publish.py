@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from waterspout_core import BrokerError, Envelope, MemoryPubSub
+from waterspout_core import BrokerError, MemoryPubSub, Message, Position
 from waterspout_handlers import PublishHandler
 
 
@@ -273,14 +273,14 @@ class Refusing(MemoryPubSub):
     """A broker that takes `takes` messages and then no more."""
 
     def __init__(self, takes: int = 0) -> None:
-        super().__init__(protocol=Envelope())
+        super().__init__()
         self.takes = takes
 
-    def publish(self, channel: str, message: Any) -> asyncio.Future[int]:
+    def submit(self, topic: str, message: Message, *, key: str | None = None) -> asyncio.Future[Position | None]:
         if self.takes:
             self.takes -= 1
-            return super().publish(channel, message)
-        refused: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            return super().submit(topic, message, key=key)
+        refused: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
         refused.set_exception(BrokerError("the broker is full"))
         return refused
 
@@ -301,13 +301,7 @@ async def test_a_broker_that_refuses_in_the_middle_tells_how_many_it_took(serve:
 class Silent(MemoryPubSub):
     """A broker that never says anything."""
 
-    def __init__(self) -> None:
-        super().__init__(protocol=Envelope())
-
-    def subscribe(self, *channels: str) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
-
-    def publish(self, channel: str, message: Any) -> asyncio.Future[int]:
+    def submit(self, topic: str, message: Message, *, key: str | None = None) -> asyncio.Future[Position | None]:
         return asyncio.get_running_loop().create_future()
 
 

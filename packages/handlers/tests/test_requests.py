@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 from tornado.web import HTTPError
 
-from waterspout_core import BrokerError, Envelope, MemoryPubSub, QueueStore, TooManyChannels
+from waterspout_core import BrokerError, QueueStore, TooManyChannels
 from waterspout_handlers import EventSource, JSONErrors, RequestError, SubscriberHandler
 
 
@@ -77,13 +76,12 @@ async def test_a_full_source_is_a_503(serve: Any) -> None:
 
 
 async def test_a_broker_that_refuses_is_a_503_and_leaves_nobody_registered(serve: Any, channel_source: Any) -> None:
-    class Refusing(MemoryPubSub):
-        def subscribe(self, *channels: str) -> asyncio.Future[None]:
-            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            refused.set_exception(BrokerError("no such thing here"))
-            return refused
+    class Refused(QueueStore):
+        async def ready(self) -> None:
+            raise BrokerError("no such thing here")
 
-    source = channel_source(Refusing(protocol=Envelope()))
+    source = channel_source()
+    source.stores = {"a": Refused(), "b": Refused()}
     async with serve(source=source) as server:
         for response in (
             await server.request("/events?channel=a&channel=b"),

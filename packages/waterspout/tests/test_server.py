@@ -63,7 +63,7 @@ def test_an_ipv6_address_is_listened_on_and_named_as_a_url() -> None:
         server = Server(Channels())
         url = server.start("::1", 0)
         assert url.startswith("http://[::1]:")
-        assert json.loads((await AsyncHTTPClient().fetch(url + "/healthz")).body) == {"status": "ok"}
+        assert json.loads((await AsyncHTTPClient().fetch(url + "/healthz")).body)["status"] == "ok"
         await server.aclose()
 
     asyncio.run(use())
@@ -76,6 +76,42 @@ def test_a_closed_server_leaves_no_task_behind() -> None:
         await server.channels.open("a").submit("x")
         await server.aclose()
         assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(use())
+
+
+def test_a_channel_shows_what_it_keeps_whatever_was_published() -> None:
+    """F39, and bytes as everywhere: their text, or a data: URL."""
+    payloads = ["", 0, False, None, [], {"a": ["ž", 1.5]}, b"text", b"\xff"]
+
+    async def use() -> None:
+        server = Server(Channels())
+        url = server.start("127.0.0.1", 0)
+        store = server.channels.open("a")
+        positions = [await store.submit(payload) for payload in payloads]
+        answer = json.loads((await AsyncHTTPClient().fetch(f"{url}/channels/a?limit=100")).body)
+        shown = [*payloads[:-2], "text", "data:application/octet-stream;base64,/w=="]
+        assert answer["history"] == [
+            {"data": data, "id": str(position)} for data, position in zip(shown, positions, strict=True)
+        ]
+        assert [type(message["data"]) for message in answer["history"]] == list(map(type, shown))
+        await server.aclose()
+
+    asyncio.run(use())
+
+
+def test_a_channel_whose_broker_does_not_answer_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waterspout.server.READ_TIMEOUT", 0.01)
+
+    async def use() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            server = Server(Channels(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
+            url = server.start("127.0.0.1", 0)
+            answer = await AsyncHTTPClient().fetch(url + "/channels/a", raise_error=False)
+            assert (answer.code, "0.01 s" in json.loads(answer.body)["error"]) == (503, True)
+            health = json.loads((await AsyncHTTPClient().fetch(url + "/healthz")).body)
+            assert (health["status"], health["broker"]["state"]) == ("ok", "connecting")
+            await server.aclose()
 
     asyncio.run(use())
 
@@ -113,8 +149,8 @@ def test_the_demo_publishes_figures_of_this_machine(monkeypatch: pytest.MonkeyPa
 
 def test_help_names_the_variable_of_every_option(runner: CliRunner) -> None:
     for command, options in {
-        "serve": ["HOST", "PORT", "ALLOW_HOST", "REDIS", "DEMO", "LOOP", "LOG_LEVEL"],
-        "publish": ["URL", "REDIS", "RETRY_FOR"],
+        "serve": ["HOST", "PORT", "ALLOW_HOST", "REDIS", "HISTORY", "RETENTION", "DEMO", "LOOP", "LOG_LEVEL"],
+        "publish": ["URL", "REDIS", "HISTORY", "RETENTION", "RETRY_FOR"],
         "tail": ["URL"],
     }.items():
         result = runner.invoke(main, [command, "--help"])

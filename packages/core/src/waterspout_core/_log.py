@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
-from ._message import Entry, Gap, Message
+from ._message import Entry, Gap
 from ._position import EARLIEST, Position, new_epoch
 from ._segments import LOST as LOST
 from ._segments import Segments
@@ -151,21 +151,23 @@ class Log:
         `entry` is told by a `Gap` only if the caller has appended one. Raises ValueError if `position` is below
         one that the log has had in the same epoch.
         """
+        size = entry.size  # first, so that what is no entry changes nothing
         if position is not None:
             self._segments.turn(self.top, position)
         self._entries.append(entry)
         if isinstance(entry, Gap):
-            self._note_gaps((entry,))
-        return self._grow(1, entry.size, age)
+            self._note_gaps((entry,), self.top + 1)
+        return self._grow(1, size, age)
 
     def extend(self, entries: Sequence[Entry], age: float = 0.0) -> int:
         """Add many entries, all `age` seconds old and counted on; return the index of the newest."""
+        size = sum(map(_size, entries))
         self._entries += entries
         if Gap in map(type, entries):
-            self._note_gaps(entries)
-        return self._grow(len(entries), sum(map(_size, entries)), age)
+            self._note_gaps(entries, self.top + 1)
+        return self._grow(len(entries), size, age)
 
-    def prepend(self, entries: Sequence[Message], ages: Sequence[float]) -> int:
+    def prepend(self, entries: Sequence[Entry], ages: Sequence[float]) -> int:
         """Put back older messages, of which the newest stands at `position_at(start - 1)` and the others before it.
 
         As many of the newest of them are taken as the bounds allow, but none where there was a gap, for the gap told of
@@ -182,6 +184,7 @@ class Log:
             size += cost
         newest = slice(len(entries) - number, None)
         self._entries[: self._head] = entries[newest]
+        self._note_gaps(entries[newest], self.start - number)
         if self.max_age is not None:
             times = self._times = self._times or array("d")
             now = self._clock()
@@ -266,10 +269,11 @@ class Log:
                 break
         return run
 
-    def _note_gaps(self, entries: Sequence[Entry]) -> None:
+    def _note_gaps(self, entries: Sequence[Entry], first: int) -> None:
         if self._gaps is None:
             self._gaps = []
-        self._gaps += [index for index, entry in enumerate(entries, self.top + 1) if isinstance(entry, Gap)]
+        at = bisect_left(self._gaps, first)
+        self._gaps[at:at] = [index for index, entry in enumerate(entries, first) if isinstance(entry, Gap)]
 
     def _grow(self, number: int, size: int, age: float) -> int:
         """`number` entries of `size` bytes stand in the ring: count them, and give up what they displace."""

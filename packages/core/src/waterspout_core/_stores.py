@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final, Protocol, Self
 
 from ._log import Log, MiB
@@ -15,6 +16,8 @@ from ._soon import Soon
 from ._subscription import Subscription
 
 logger: Final = logging.getLogger("waterspout.core")
+
+_size: Final = attrgetter("size")
 
 
 class Subscriber(Protocol):
@@ -200,7 +203,7 @@ class BaseStore:
 def pieces(log: Log, entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     """`entries` in pieces that `log` holds at least two of, so that who keeps up can read between them."""
     most = max(log.max_messages // 2, 1)
-    if len(entries) <= most and 2 * sum(entry.size for entry in entries if isinstance(entry, Message)) <= log.max_bytes:
+    if len(entries) <= most and 2 * sum(map(_size, entries)) <= log.max_bytes:
         yield entries
     else:
         for entry in entries:

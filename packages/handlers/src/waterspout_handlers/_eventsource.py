@@ -15,8 +15,9 @@ class EventSource(SubscriberHandler):
     """Streams a store, or channels named by `?channel=`, as server-sent events (WHATWG HTML).
 
     Route it with `{"store": store}` or `{"source": channels}`. `Last-Event-ID`, or `?last_event_id=`, goes on
-    where the client stopped. `?format=json` makes the data of every event a JSON object with `channel` and `data`,
-    and `event` where there is one. The handler itself lives for the handshake only.
+    where the client stopped; `?last_event_id=earliest` begins with all that is kept. `?format=json` makes the data of
+    every event a JSON object with `channel` and `data`, and `event` where there is one. The handler itself lives for
+    the handshake only.
     """
 
     async def get(self, *args: str, **kwargs: str) -> None:

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterable
 from typing import Final
 
-from waterspout_core import GAP_EVENT, Entry, Gap, Log, Position, to_json
+from waterspout_core import GAP_EVENT, Entry, Gap, Log, to_json
 
 
 class Format(abc.ABC):
@@ -36,12 +36,10 @@ class Format(abc.ABC):
         return [self.body(log.channel, entry) for entry in entries]
 
     def run(self, log: Log, first: int, entries: list[Entry]) -> bytes:
-        """All of `entries`, of which the first stands at the offset `first`, for a reader of this log only."""
-        epoch = log.epoch
-        return self.pack(
-            self.frame(body, str(Position(epoch, offset)))
-            for offset, body in enumerate(self.bodies(log, first, entries), first)
-        )
+        """All of `entries`, of which the first has the index `first`, for a reader of this log only."""
+        bodies = self.bodies(log, first, entries)
+        positions = log.positions(first, len(entries))
+        return self.pack(self.frame(body, str(position)) for body, position in zip(bodies, positions, strict=True))
 
 
 class EventStream(Format):

@@ -7,7 +7,7 @@ from typing import Any
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
-from waterspout_core import BaseStore, Position, to_id
+from waterspout_core import LOST, BaseStore, to_id
 
 from ._formats import Format
 
@@ -83,12 +83,11 @@ class Outlet:
     def _own_run(self, store: BaseStore) -> bytes:
         """A run for a reader of several channels: bodies shared with all, ids made of all its own positions."""
         bodies, after = store.log.encoded(self._format.bodies, self._cursors[store])
-        frames = []
-        for offset, body in enumerate(bodies, after - len(bodies) + 1):
-            self._cursors[store] = offset
-            frames.append(self._format.frame(body, position_of(self._cursors)))
+        positions = store.log.positions(after - len(bodies) + 1, len(bodies))
         self._cursors[store] = after
-        return self._format.pack(frames)
+        others = position_of({other: cursor for other, cursor in self._cursors.items() if other is not store})
+        ids = (f"{others},{position}" if others else str(position) for position in positions)
+        return self._format.pack(map(self._format.frame, bodies, ids))
 
     def _send(self, run: bytes) -> bool:
         """Whether all of `run` has left; if not, we are draining or the stream is closed."""
@@ -131,4 +130,4 @@ class Outlet:
 def position_of(cursors: dict[BaseStore, int]) -> str:
     """The id that carries where a reader stands in all its logs; empty if none of them knows it."""
     # Without those that their log lost track of: their gap has not been told yet.
-    return to_id(Position(store.log.epoch, cursor) for store, cursor in cursors.items() if cursor >= 0)
+    return to_id(store.log.position_at(cursor) for store, cursor in cursors.items() if cursor != LOST)

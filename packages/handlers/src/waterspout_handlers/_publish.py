@@ -72,7 +72,7 @@ class PublishHandler(JSONErrors):
             self._refuse_size()
         event = self._event()
         payloads, several = self._payloads()
-        store = self._store(channel)
+        store = self.open_store(channel)
         submissions: list[asyncio.Future[Position | None]] = []
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT):
@@ -93,7 +93,8 @@ class PublishHandler(JSONErrors):
         answer = {**named, "id": None if position is None else str(position)}
         self.finish({**answer, "count": len(submissions)} if several else answer)
 
-    def _store(self, channel: str | None) -> BaseStore:
+    def open_store(self, channel: str | None) -> BaseStore:
+        """The store that the path, or the route, means. Raises `RequestError`."""
         if self.store is not None:
             return self.store
         assert self.source is not None

@@ -74,15 +74,15 @@ class SubscriberHandler(JSONErrors):
         """The stores that the request asks for, and where to begin in each. Raises `RequestError`."""
         offsets = self._offsets()
         stores = self._stores()
-        unready = [store.ready() for store in stores]
+        seeking = [store.seek(offsets) for store in stores]
         try:
             async with asyncio.timeout(READY_TIMEOUT):
-                await asyncio.gather(*unready)
+                return dict(zip(stores, await asyncio.gather(*seeking), strict=True))
         except TimeoutError:
             logger.warning("the broker has not confirmed in %g s: subscribing all the same", READY_TIMEOUT)
+            return {store: store.cursor(offsets) for store in stores}
         except BrokerError as error:
             raise RequestError(503, str(error)) from error
-        return {store: store.cursor(offsets) for store in stores}
 
     def _stores(self) -> list[BaseStore]:
         if self.store is not None:

@@ -17,8 +17,8 @@ class WebSocketSubscriber(SubscriberHandler, WebSocketHandler):
     """Sends each message of a store, or of channels named by `?channel=`, as one JSON object in a text frame.
 
     Its members are `data` and, where there are any, `channel`, `event` and `id`; `?last_event_id=` goes on behind
-    an `id`. Route it with `{"store": store}` or `{"source": channels}`. Pages of other origins are refused
-    (`check_origin`); what the client sends is read and dropped.
+    an `id`, or begins with all that is kept (`earliest`). Route it with `{"store": store}` or `{"source": channels}`.
+    Pages of other origins are refused (`check_origin`); what the client sends is read and dropped.
     """
 
     _cursors: dict[BaseStore, int]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 import re
 from collections.abc import Collection
@@ -13,6 +15,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, StaticFileHandler
 
 from waterspout_channels import Channels
+from waterspout_core import BrokerError, Message, Position
 from waterspout_handlers import (
     EventSource,
     JSONErrors,
@@ -36,6 +39,9 @@ MAX_INCOMING: Final = 64 * 1024
 MAX_OTHER_BODY: Final = 64 * 1024
 """Bytes of a request's body where none is wanted; Tornado would hold 100 MB of it before it looks."""
 
+READ_TIMEOUT: Final = 5.0
+"""Seconds for the broker to tell about a channel."""
+
 access_logger: Final = logging.getLogger("waterspout.access")
 
 
@@ -56,17 +62,61 @@ class ActiveChannels(JSONErrors):
 
     def get(self) -> None:
         rows = [
-            {"channel": store.channel, "subscribers": len(store.subscribers), "messages": store.log.top}
+            {
+                "channel": store.channel,
+                "subscribers": len(store.subscribers),
+                "messages": store.log.position.offset,
+            }
             for store in sorted(self.channels, key=lambda store: str(store.channel))
         ]
         self.finish({"channels": rows})
 
 
+class ChannelHandler(PublishHandler):
+    """`GET /channels/<name>`: where the channel stands, and with `?limit=` what it keeps. `POST` publishes to it."""
+
+    async def get(self, channel: str) -> None:
+        limit = self._limit()
+        store = self.open_store(channel)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT):
+                kept = None if limit is None else await store.history(limit)
+                # Behind what is kept: whoever subscribes from here goes on with the next message.
+                position = await store.position()
+        except (BrokerError, TimeoutError) as error:
+            raise RequestError(503, str(error) or f"the broker has not answered in {READ_TIMEOUT:g} s") from None
+        answer = {
+            "channel": store.channel,
+            "id": str(position),
+            "subscribers": len(store.subscribers),
+            "messages": position.offset,
+        }
+        self.finish(answer if kept is None else {**answer, "history": [_as_object(*each) for each in kept]})
+
+    def _limit(self) -> int | None:
+        asked = self.get_query_argument("limit", "")
+        if not asked:
+            return None
+        if not re.fullmatch("[0-9]{1,9}", asked):
+            raise RequestError(400, f"limit is a whole number of messages, not {asked!r:.40}")
+        return int(asked)
+
+
+def _as_object(position: Position, message: Message) -> dict[str, Any]:
+    """A message as a WebSocket's subscribers get it, but for the channel's name."""
+    named = {} if message.event is None else {"event": message.event}
+    data = message.text if isinstance(message.data, bytes) else message.data
+    return {**named, "data": data, "id": str(position)}
+
+
 class Health(RequestHandler):
-    """`GET /healthz`: 200 while the process serves."""
+    """`GET /healthz`: 200 while the process serves, and how the link to the broker is."""
+
+    def initialize(self, channels: Channels) -> None:
+        self.channels = channels
 
     def get(self) -> None:
-        self.finish({"status": "ok"})
+        self.finish({"status": "ok", "broker": dataclasses.asdict(self.channels.pubsub.health)})
 
 
 def log_request(handler: RequestHandler) -> None:
@@ -111,8 +161,8 @@ def make_app(channels: Channels, *, hosts: Collection[str] = (), **settings: Any
             (r"/events", EventSource, source),
             (r"/ws", WebSocketSubscriber, source),
             (r"/channels", ActiveChannels, {"channels": channels}),
-            (r"/channels/(.+)", PublishHandler, source),
-            (r"/healthz", Health),
+            (r"/channels/(.+)", ChannelHandler, source),
+            (r"/healthz", Health, {"channels": channels}),
             (r"/([a-z]+\.(?:js|css|svg))", ConsolePage, {"path": CONSOLE}),
             (r"/()", ConsolePage, {"path": CONSOLE, "default_filename": "index.html"}),
             (r".*", NotFound),

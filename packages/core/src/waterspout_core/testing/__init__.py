@@ -44,8 +44,9 @@ waterspout_core.testing.ledger.Unreconciled: news: 'deaf reader' differs at its 
 
 from .contract import PAYLOADS, Contract
 from .contract_channels import ChannelContract
+from .contract_logs import StoreContract
 from .contract_pubsub import PubSubContract
-from .contract_stores import DataStoreContract, StoreContract
+from .contract_stores import DataStoreContract
 from .ledger import Account, Ledger, Sent, Unreconciled
 
 __all__ = [

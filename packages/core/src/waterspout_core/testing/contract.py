@@ -10,11 +10,12 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from .._message import Entry, Message, Payload
+from .._pubsub import PubSub, PubSubProtocol
 from .._stores import BaseStore
 from .._subscription import Subscription
 
 # pytest shows what differs in an assertion only in modules that it has been told of before they are imported.
-pytest.register_assert_rewrite(*(f"{__package__}.contract_{part}" for part in ("channels", "pubsub", "stores")))
+pytest.register_assert_rewrite(*(f"{__package__}.contract_{part}" for part in ("channels", "logs", "pubsub", "stores")))
 
 T = TypeVar("T")
 
@@ -45,6 +46,15 @@ class Contract:
     def name(self, text: str = "") -> str:
         """A name that begins with `text`, for a channel that no other test uses."""
         return f"{text}{secrets.token_hex(5)}"
+
+
+class BrokerContract(Contract):
+    """Base of the contracts for brokers. Two `PubSub`s on one broker are two nodes."""
+
+    def open_pubsub(self, *, protocol: PubSubProtocol | None = None, history: int = 0) -> PubSub:
+        """Make a new connection to the broker: to the same one within a test. With `history`, it keeps so many messages
+        of each channel that stores are fed by."""
+        raise NotImplementedError
 
 
 class Noted:

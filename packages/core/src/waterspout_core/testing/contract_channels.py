@@ -12,20 +12,14 @@ from .._channel_stores import ChannelStore
 from .._errors import BadMessage
 from .._message import Gap, Message
 from .._position import EARLIEST
-from .._pubsub import PubSub, PubSubProtocol
-from .contract import PAYLOADS, Contract, Listener, Reader, take, values
+from .contract import PAYLOADS, BrokerContract, Listener, Reader, eventually, take, values
 from .ledger import Ledger
 
 with_and_without_history = pytest.mark.parametrize("history", [0, 1000], ids=["no history", "history"])
 
 
-class ChannelContract(Contract):
-    """Stores of one channel on several nodes: each `PubSub` is a node, all of them on one broker."""
-
-    def open_pubsub(self, *, protocol: PubSubProtocol | None = None, history: int = 0) -> PubSub:
-        """Make a new connection to the broker: to the same one within a test. With `history`, it keeps so many messages
-        of each channel that stores are fed by."""
-        raise NotImplementedError
+class ChannelContract(BrokerContract):
+    """Stores of one channel on several nodes, with history and without."""
 
     @asynccontextmanager
     async def node(self, channel: str, history: int) -> AsyncIterator[ChannelStore]:
@@ -120,6 +114,31 @@ class ChannelContract(Contract):
             async with self.node(self.name(), 0) as store:
                 with pytest.raises(BadMessage):
                     await store.submit("x", key="k")
+
+        self.run(use())
+
+    @with_and_without_history
+    def test_a_channel_is_given_back_with_its_last_store(self, history: int) -> None:
+        async def use() -> None:
+            async with self.open_pubsub(history=history) as pubsub, self.open_pubsub() as other:
+                stores = [ChannelStore(self.name("a"), pubsub)]
+                stores.append(ChannelStore(str(stores[0].channel), pubsub))
+                await asyncio.gather(*[store.ready() for store in stores])
+                name = stores[0].topic
+
+                async def receivers() -> int:
+                    return (await other.count(name))[name]
+
+                async def nobody_is_left() -> bool:
+                    return await receivers() == 0
+
+                assert await receivers() == 1
+                await stores[0].aclose()
+                reader = Reader(stores[1])
+                await stores[1].submit("still there")
+                assert await reader.until(1) == [Message("still there")]
+                await stores[1].aclose()
+                await eventually(nobody_is_left)
 
         self.run(use())
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from .._protocols import JSONProtocol
-from .._pubsub import PubSub, PubSubProtocol
-from .contract import Contract, Listener, eventually
+from .._pubsub import PubSub
+from .contract import BrokerContract, Listener, eventually
 
 GLOBS = [
     # pattern, what it matches, what it does not match
@@ -30,13 +30,8 @@ GLOBS = [
 ]
 
 
-class PubSubContract(Contract):
-    """Clients, subscriptions, and what is published; two `PubSub`s of one broker are two nodes."""
-
-    def open_pubsub(self, *, protocol: PubSubProtocol | None = None, history: int = 0) -> PubSub:
-        """Make a new connection to the broker: to the same one within a test. With `history`, it keeps so many messages
-        of each channel that stores are fed by."""
-        raise NotImplementedError
+class PubSubContract(BrokerContract):
+    """Clients, subscriptions, and what is published."""
 
     def test_d4_every_client_gets_what_is_subscribed_in_order(self) -> None:
         async def use() -> None:
@@ -156,6 +151,7 @@ class PubSubContract(Contract):
                 for number in range(1, 20):
                     channel = self.name()
                     await here.subscribe(channel)
+                    assert here.health.state == "connected"
                     assert await there.publish(channel, "x") == 1
                     await here.psubscribe(channel + ".*")
                     assert await there.publish(channel + ".x", "x") == 1

@@ -30,6 +30,15 @@ def redis_option(help: str) -> Callable[[F], F]:
     return option("--redis", metavar="URL", help=f"{help} redis://, rediss:// or unix://")
 
 
+def history_options(help: str) -> Callable[[F], F]:
+    """`--history N` and `--retention SECONDS`."""
+    messages = option("--history", default=1000, show_default=True, type=click.IntRange(0), metavar="N", help=help)
+    seconds = click.FloatRange(0, min_open=True)
+    retention = option("--retention", default=3600.0, show_default=True, type=seconds, metavar="SECONDS",
+                       help="How long they are kept.")  # fmt: skip
+    return lambda function: messages(retention(function))
+
+
 def url_option(function: F) -> F:
     """`--url URL` of a running server."""
     return option("--url", default=DEFAULT_URL, show_default=True, metavar="URL", help="The running server.")(function)

@@ -7,14 +7,14 @@ import json
 import random
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import click
 
 from waterspout_core import BadMessage, Payload, check_channel, check_event
 
 from ._lines import Lines
-from ._options import CLEAR_LINE, EXIT_UNUSABLE, fail, option, redis_option, say, url_option
+from ._options import CLEAR_LINE, EXIT_UNUSABLE, fail, history_options, option, redis_option, say, url_option
 from ._targets import Away, RedisTarget, Refused, ServerTarget, Target, TooLarge
 
 
@@ -23,6 +23,7 @@ from ._targets import Away, RedisTarget, Refused, ServerTarget, Target, TooLarge
 @click.argument("message", required=False)
 @url_option
 @redis_option("Publish straight to this Redis, without a server.")
+@history_options("Messages kept of the channel in Redis, which has to be what the servers say; 0: none.")
 @click.option("--event", metavar="NAME", help="Name the messages' event.")
 @click.option("--json", "as_json", is_flag=True, help="The message, or each line, is JSON.")
 @option("--retry-for", default=60.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS",
@@ -32,6 +33,8 @@ def publish(
     message: str | None,
     url: str,
     redis: str | None,
+    history: int,
+    retention: float,
     event: str | None,
     as_json: bool,
     retry_for: float,
@@ -45,11 +48,17 @@ def publish(
     a moment; one that had been taken when the connection broke may arrive twice.
     """
     redis = _redis_if_meant(redis)
+
+    def open_target() -> Target:
+        if redis is None:
+            return ServerTarget(url, channel, event)
+        return RedisTarget(redis, channel, event, history, retention)
+
     try:
         check_channel(channel)
         if event is not None:
             check_event(event)
-        asyncio.run(_publish(channel, message, url, redis, event, as_json=as_json, retry_for=retry_for))
+        asyncio.run(_publish(open_target, channel, message, as_json=as_json, retry_for=retry_for))
     except (ValueError, Refused) as error:
         fail(str(error))
     except Away as error:
@@ -70,16 +79,9 @@ def _redis_if_meant(redis: str | None) -> str | None:
 
 
 async def _publish(
-    channel: str,
-    message: str | None,
-    url: str,
-    redis: str | None,
-    event: str | None,
-    *,
-    as_json: bool,
-    retry_for: float,
+    open_target: Callable[[], Target], channel: str, message: str | None, *, as_json: bool, retry_for: float
 ) -> None:
-    target: Target = RedisTarget(redis, channel, event) if redis else ServerTarget(url, channel, event)
+    target = open_target()
     progress = Progress(channel)
     try:
         async for batch in _batches(message, as_json, progress):

@@ -20,10 +20,10 @@ from waterspout_channels import Channels
 from .. import __version__
 from .._demo import publish_figures
 from ..server import Server
-from ._options import fail, option, redis_option
+from ._options import fail, history_options, option, redis_option
 
-KEEP_UNUSED: Final = 3600.0
-"""Seconds for which a channel's messages wait for somebody who comes back."""
+LINGER: Final = 60.0
+"""Seconds for which a channel that nobody uses stays open; its history is the broker's."""
 
 logger: Final = logging.getLogger("waterspout.server")
 
@@ -43,6 +43,7 @@ LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
     help="Answer to requests for this name (of a proxy in front, say); on this machine's own addresses to theirs too.",
 )
 @redis_option("Serve the channels of this Redis, together with all other servers on it.")
+@history_options("Messages kept of each channel, for those who come back to any server on the same Redis; 0: none.")
 @option("--demo", is_flag=True, help="Publish this machine's load, memory and network figures every second.")
 @option(
     "--loop",
@@ -53,7 +54,15 @@ LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
 )
 @option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS), help="What to report.")
 def serve(
-    host: str, port: int, allow_hosts: tuple[str, ...], redis: str | None, demo: bool, loop: str, log_level: str
+    host: str,
+    port: int,
+    allow_hosts: tuple[str, ...],
+    redis: str | None,
+    history: int,
+    retention: float,
+    demo: bool,
+    loop: str,
+    log_level: str,
 ) -> None:
     """Start a push server; Ctrl-C stops it.
 
@@ -61,7 +70,9 @@ def serve(
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        channels = Channels(redis or "memory://", linger=KEEP_UNUSED)
+        # Without a history, what this process has heard is all there is for those who come back.
+        linger = LINGER if history else retention
+        channels = Channels(redis or "memory://", history=history, retention=retention, linger=linger)
     except ValueError as error:
         fail(str(error))
     factory = _loop_factory(loop)

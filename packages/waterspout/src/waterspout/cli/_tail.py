@@ -23,7 +23,11 @@ from ._options import check_url, fail, say, url_option
 @click.argument("channels", metavar="CHANNEL...", nargs=-1, required=True)
 @url_option
 @click.option("--json", "as_json", is_flag=True, help="Print whole objects, one a line.")
-@click.option("--last-event-id", metavar="ID", help="Go on behind the message with this id.")
+@click.option(
+    "--last-event-id",
+    metavar="ID",
+    help="Go on behind the message with this id; earliest: begin with all that is kept.",
+)
 def tail(channels: tuple[str, ...], url: str, as_json: bool, last_event_id: str | None) -> None:
     """Print the messages of CHANNEL... as they come; Ctrl-C ends it.
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPResponse
 
 from waterspout_channels import Channels
-from waterspout_core import BrokerError, Payload, to_json
+from waterspout_core import BadMessage, BrokerError, Payload, to_json
 
 from ._options import check_url
 
@@ -80,8 +80,8 @@ class ServerTarget:
 class RedisTarget:
     """A Redis server that Waterspout servers listen to."""
 
-    def __init__(self, url: str, channel: str, event: str | None) -> None:
-        self._channels = Channels(url)
+    def __init__(self, url: str, channel: str, event: str | None, history: int, retention: float) -> None:
+        self._channels = Channels(url, history=history, retention=retention)
         self._channel = channel
         self._event = event
 
@@ -91,6 +91,8 @@ class RedisTarget:
         for sent, result in enumerate(results):
             if isinstance(result, BrokerError):
                 raise Away(str(result), sent) from None
+            if isinstance(result, BadMessage):  # it is alone, as all that are large
+                raise TooLarge(str(result)) from None
             if isinstance(result, BaseException):
                 raise result
 
