@@ -14,7 +14,9 @@ import pytest
 
 from waterspout_core import BadMessage, Position
 from waterspout_core._history import History, Past
-from waterspout_core._redis._history import MAX_PAYLOAD, RedisHistory, idempotency_key, keys_of
+from waterspout_core._redis._history import RedisHistory
+from waterspout_core._redis._keys import idempotency_key, keys_of
+from waterspout_core._redis._publisher import MAX_PAYLOAD
 from waterspout_redis import (
     CallTimeout,
     Client,
@@ -371,7 +373,7 @@ def test_without_a_key_the_error_tells_that_it_may_have_been_published(either_se
 def test_sending_again_ends_after_a_while_and_with_the_client(
     fresh_redis_server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("waterspout_core._redis._history._TRY_AGAIN", 0.3)
+    monkeypatch.setattr("waterspout_core._redis._publisher._TRY_AGAIN", 0.3)
 
     async def use() -> None:
         async with FaultProxy(fresh_redis_server.port) as proxy, history(proxy.url, timeout=0.2) as kept:
@@ -380,9 +382,9 @@ def test_sending_again_ends_after_a_while_and_with_the_client(
             with pytest.raises(CallTimeout) as lost:
                 await kept.publish("news", b"b", "k1")
             assert lost.value.maybe_executed
-            await eventually(lambda: not kept._tasks)
+            await eventually(lambda: not kept._publisher._tasks)
             answer = kept.publish("news", b"c", "k2")
-            task = await eventually(lambda: set(kept._tasks))
+            task = await eventually(lambda: set(kept._publisher._tasks))
             await kept.aclose()
             with pytest.raises(ClosedError) as ended:
                 await answer
@@ -417,8 +419,35 @@ def test_a_server_that_has_forgotten_the_functions_gets_them_again(either_server
     run(use())
 
 
+def test_the_functions_are_brought_once_for_all_channels(either_server: RunningServer) -> None:
+    async def use() -> None:
+        async with history(either_server.url) as kept:
+            either_server.call("CONFIG", "RESETSTAT")
+            positions = await asyncio.gather(*(kept.publish(f"channel{i}", b"a") for i in range(300)))
+            assert {position.offset for position in positions} == {1}
+            stats = either_server.call("INFO", "commandstats").decode()
+            assert "cmdstat_function|load:calls=1," in stats or "cmdstat_script|load:calls=1," in stats
+
+    run(use())
+
+
+def test_a_channel_that_cannot_be_used_is_no_obstacle_to_others(either_server: RunningServer) -> None:
+    async def use() -> None:
+        async with history(either_server.url) as kept:
+            either_server.call("SET", keys_of("broken")[0], "not ours")
+            answers = [kept.publish(topic, b"a") for topic in ("before", "broken", "behind", "broken")]
+            results = await asyncio.gather(*answers, return_exceptions=True)
+            assert [type(result) for result in results] == [Position, ResponseError, Position, ResponseError]
+            assert "the meta key of the channel holds something else" in str(results[1])
+            with pytest.raises(UnicodeEncodeError):
+                kept.publish("\ud800", b"a")
+            assert (await kept.publish("before", b"b")).offset == 2
+
+    run(use())
+
+
 def test_an_acl_without_functions_is_no_obstacle(fresh_redis_server: RunningServer) -> None:
-    commands = ["client", "eval", "evalsha", "get", "set", "del", "time", "publish", "pexpire"]
+    commands = ["client", "script", "evalsha", "get", "set", "del", "time", "publish", "pexpire"]
     commands += ["xadd", "xdel", "xtrim", "xrevrange"]
     rights = ["~waterspout:*", "&*", "-@all", *(f"+{command}" for command in commands)]
     fresh_redis_server.call("ACL", "SETUSER", "ada", "on", ">secret", *rights)

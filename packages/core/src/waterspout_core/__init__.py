@@ -3,7 +3,15 @@
 from ._brokers import open_pubsub
 from ._channel_stores import ChannelStore, RedisStore
 from ._envelope import Envelope
-from ._errors import BadChannel, BadMessage, BadPosition, BrokerError, TooManyChannels, WaterspoutError
+from ._errors import (
+    BadChannel,
+    BadMessage,
+    BadPosition,
+    BrokerError,
+    MessageTooLarge,
+    TooManyChannels,
+    WaterspoutError,
+)
 from ._history import History
 from ._log import LOST, Log, MiB
 from ._memory import MemoryBroker, MemoryPubSub
@@ -35,6 +43,7 @@ __all__ = [
     "MemoryBroker",
     "MemoryPubSub",
     "Message",
+    "MessageTooLarge",
     "MiB",
     "MsgpackProtocol",
     "Payload",

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ._brokers import open_pubsub
 from ._errors import BrokerError
-from ._log import MiB
+from ._log import LOST, MiB
 from ._message import Message, Payload, check_channel
 from ._position import EARLIEST, Position
 from ._pubsub import PubSub
@@ -86,6 +86,9 @@ class ChannelStore(BaseStore):
         if offsets is not None:
             try:
                 await self._feed.reach(offsets, self.pubsub)
+                if self.cursor(offsets) == LOST:
+                    # It will be told of a gap, and then get all that is kept, wherever it comes.
+                    await self._feed.reach({EARLIEST: 0}, self.pubsub)
             except BrokerError as error:
                 logger.warning("the history of %r cannot be read, so a gap is told: %s", self.channel, error)
         return self.cursor(offsets)

@@ -3,6 +3,7 @@
 WaterspoutError
 ├── BadChannel          a channel's name cannot be used (also a ValueError)
 ├── BadMessage          a payload or an event name cannot be delivered (also a ValueError)
+│   └── MessageTooLarge it is above the broker's limit
 ├── BadPosition         a position or id is not one of ours (also a ValueError)
 ├── BrokerError         the broker could not do it: `maybe_done` tells whether it may have happened all the same
 └── TooManyChannels     as many channels as allowed are in use
@@ -21,6 +22,14 @@ class BadChannel(WaterspoutError, ValueError):
 
 class BadMessage(WaterspoutError, ValueError):
     """The payload or the event name cannot be carried; the caller's to mend."""
+
+
+class MessageTooLarge(BadMessage):
+    """The message has `size` bytes as it travels, and the broker keeps none of more than `limit`."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a message of {size} bytes, the limit is {limit}")
+        self.size, self.limit = size, limit
 
 
 class BadPosition(WaterspoutError, ValueError):

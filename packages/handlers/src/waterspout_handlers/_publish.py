@@ -10,7 +10,18 @@ from typing import Final, NoReturn, cast
 from tornado.http1connection import HTTP1Connection
 from tornado.web import stream_request_body
 
-from waterspout_core import BadMessage, BaseStore, BrokerError, Message, MiB, Payload, Position, Source, check_event
+from waterspout_core import (
+    BadMessage,
+    BaseStore,
+    BrokerError,
+    Message,
+    MessageTooLarge,
+    MiB,
+    Payload,
+    Position,
+    Source,
+    check_event,
+)
 
 from ._requests import JSONErrors, RequestError, check_wiring, foreign_page, is_foreign, open_channel
 
@@ -81,6 +92,8 @@ class PublishHandler(JSONErrors):
                 for outcome in await asyncio.gather(*submissions, return_exceptions=True):
                     if isinstance(outcome, BaseException):
                         raise outcome
+        except MessageTooLarge as error:
+            raise RequestError(413, str(error)) from None
         except BadMessage as error:
             raise RequestError(400, str(error)) from None
         except (BrokerError, TimeoutError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from asyncio import Future
@@ -31,30 +32,36 @@ class Functions:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._as_library = True  # until the server has refused
+        self._bringing: asyncio.Task[None] | None = None
         source = _source()
         self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         self._version = int(source.partition("local VERSION = ")[2].partition("\n")[0])
 
+    def command(self, name: str, keys: Sequence[str], args: Args) -> Args:
+        """The command that runs the function `name`."""
+        if self._as_library:
+            return ["FCALL", name, len(keys), *keys, *args]
+        return ["EVALSHA", self._sha, len(keys), *keys, *args, name]
+
     def call(self, name: str, keys: Sequence[str], args: Args, *, bulk: bool = False) -> Future[Any]:
         """Run the function `name`. The Future raises what `Client.call` does."""
-        if self._as_library:
-            return self._client.call("FCALL", name, len(keys), *keys, *args, decode=None, bulk=bulk)
-        return self._client.call("EVALSHA", self._sha, len(keys), *keys, *args, name, decode=None, bulk=bulk)
+        return self._client.call(*self.command(name, keys, args), decode=None, bulk=bulk)
 
     async def finish(
         self, reply: Future[Any], name: str, keys: Sequence[str], args: Args, *, bulk: bool = False
     ) -> Any:
         """What `reply` brings, or, if that is only that the server does not know the function, what comes when it does.
         Raises RedisError."""
-        try:
-            return await reply
-        except RedisError as error:
-            if not _is_unknown(error):
-                raise
-        if self._as_library and await self._load():
-            return await self.call(name, keys, args, bulk=bulk)
-        # Not SCRIPT LOAD first: between the two the server could be another one.
-        return await self._client.call("EVAL", _source(), len(keys), *keys, *args, name, decode=None, bulk=bulk)
+        # More than once, for a server that forgets them again, or another one in its place.
+        for _ in range(3):
+            try:
+                return await reply
+            except RedisError as error:
+                if not _is_unknown(error):
+                    raise
+            await self._bring()
+            reply = self.call(name, keys, args, bulk=bulk)
+        return await reply
 
     async def run(self, name: str, keys: Sequence[str], args: Args, *, bulk: bool = False) -> Any:
         """Run the function `name`. Raises RedisError."""
@@ -69,20 +76,31 @@ class Functions:
                 raise
             known = 0
         if known < self._version:
-            await self._load()
+            await self._load_library()
 
-    async def _load(self) -> bool:
-        """Whether they are there now."""
+    async def _bring(self) -> None:
+        """Bring the functions to the server, in the form that it takes; once for all who find them missing."""
+        task = self._bringing
+        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+            task = self._bringing = asyncio.create_task(self._load())
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever waits may have gone
+        await asyncio.shield(task)
+
+    async def _load(self) -> None:
+        if self._as_library:
+            await self._load_library()
+        if not self._as_library:
+            await self._client.call("SCRIPT", "LOAD", _source())
+
+    async def _load_library(self) -> None:
         code = f"#!lua name=waterspout\n{_source()}"
         try:
-            # They may be there, and only calling them be forbidden.
             await self._client.call("FUNCTION", "LOAD", "REPLACE", code)
-            await self._client.call("FCALL", "waterspout_version", 0)
+            await self._client.call("FCALL", "waterspout_version", 0)  # to call them may be forbidden
         except RedisError as error:
             if not _NO_FUNCTIONS(str(error)):
                 raise
             self._as_library = False
-        return self._as_library
 
 
 def _is_unknown(error: RedisError) -> bool:

@@ -254,35 +254,44 @@ class ChannelContract(BrokerContract):
         self.run(use())
 
     def test_f30_readers_that_come_and_go_between_nodes_get_all_of_it_once(self) -> None:
+        history = 10_000  # more than is published while a reader is away: nothing may be lost
+
         async def use() -> None:
             name, ledger = self.name(), Ledger()
-            async with self.node(name, 1000) as a, self.node(name, 1000) as b:
+            async with self.node(name, history) as a, self.node(name, history) as b:
                 accounts = [ledger.reader(name, f"reader {number}", after=await a.position()) for number in range(6)]
 
                 async def come_and_go(number: int) -> None:
+                    account = accounts[number]
                     for times in range(8):
+                        # The first of them goes before it gets anything.
+                        enough = len(account.entries) + number * 20
                         # Every other time a node that has just come up, and has nothing yet.
-                        async with self.node(name, 1000) as fresh:
-                            following = asyncio.create_task(
-                                accounts[number].follow((a, fresh, b, fresh)[(number + times) % 4])
-                            )
-                            for _ in range(number * 3):
+                        async with self.node(name, history) as fresh:
+                            store = (a, fresh, b, fresh)[(number + times) % 4]
+                            following = asyncio.create_task(account.follow(store))
+                            while len(account.entries) < enough:  # in the midst of it, at any place
+                                assert not following.done(), following
                                 await asyncio.sleep(0)
                             following.cancel()
                             await asyncio.wait((following,))
-                    await accounts[number].follow((a, b)[number % 2])
 
-                async def publish(store: ChannelStore, numbers: range) -> None:
-                    for number in numbers:
-                        await ledger.submit(store, name, number)
-                        await asyncio.sleep(0)  # in one process nothing would have to be waited for
+                rounds = [asyncio.create_task(come_and_go(number)) for number in range(6)]
 
-                readers = [asyncio.create_task(come_and_go(number)) for number in range(6)]
-                await asyncio.gather(publish(a, range(150)), publish(b, range(150, 300)))
+                async def publish(store: ChannelStore, publisher: str) -> None:
+                    burst = 0
+                    while not all(one.done() for one in rounds):
+                        burst += 1
+                        texts = [f"{publisher} {burst} {number}" for number in range(10)]
+                        await asyncio.gather(*[ledger.submit(store, name, text) for text in texts])
+                        await asyncio.sleep(0.001)
+
+                await asyncio.gather(publish(a, "a"), publish(b, "b"), *rounds)
+                following = [asyncio.create_task(account.follow(b)) for account in accounts]
                 await ledger.settled()
-                for reader in readers:
-                    reader.cancel()
-                await asyncio.wait(readers)
+                for task in following:
+                    task.cancel()
+                await asyncio.wait(following)
                 assert not any(isinstance(entry, Gap) for account in accounts for entry, _ in account.entries)
 
         self.run(use())

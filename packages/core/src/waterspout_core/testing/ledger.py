@@ -157,6 +157,9 @@ class _Book:
         self._sent = [sent[at] for at in order]
         self._keys = [keys[at] for at in order]
         self._end = len(sent)
+        self._places: dict[Message, dict[int, None]] = {}
+        for place, one in enumerate(self._sent):
+            self._places.setdefault(one.message, {})[place] = None
         self._sure = [0, *accumulate(one.sure for one in self._sent)]
 
     def check(self, account: Account) -> None:
@@ -178,24 +181,26 @@ class _Book:
             begin = range(account.begun + 1)
         return self._with_unsure(begin)
 
-    def _go(self, here: Collection[int], entry: Entry, position: Position | None) -> Iterator[int]:
+    def _go(self, here: Collection[int], entry: Entry, position: Position | None) -> Iterable[int]:
         """The places where a reader may stand that stood at one of `here` and got `entry`."""
-        if isinstance(entry, Gap):
-            ends = self._behind(position)
-            if entry.missed is None:
-                low = min(here)
-                yield from (place for place in ends if place >= low)
-            else:
-                yield from (end for place in here for end in self._over(place, entry.missed) if end in ends)
-            return
-        for place in here:
-            if place < self._end:
-                sent = self._sent[place]
-                if sent.message == entry and (not position or not sent.position or sent.position == position):
-                    yield place + 1
+        if isinstance(entry, Message):
+            # After a gap it may be anywhere: look where there are such messages, if those are fewer.
+            equal = self._places.get(entry, ())
+            near = filter(here.__contains__, equal) if len(equal) < len(here) else filter(equal.__contains__, here)
+            return (place + 1 for place in near if self._fits(place, position))
+        ends = self._behind(position)
+        if entry.missed is None:
+            return range(max(min(here), ends.start), ends.stop)
+        return (end for place in here for end in self._over(place, entry.missed) if end in ends)
 
-    def _with_unsure(self, places: Iterable[int]) -> set[int]:
+    def _fits(self, place: int, position: Position | None) -> bool:
+        known = self._sent[place].position
+        return position is None or known is None or known == position
+
+    def _with_unsure(self, places: Iterable[int]) -> Collection[int]:
         """`places`, and those behind them that a reader reaches if what nobody is sure of was not published."""
+        if isinstance(places, range) and self._end in places:
+            return places
         return {end for place in places for end in self._over(place, 0)}
 
     def _over(self, place: int, missed: int) -> Iterator[int]:
@@ -221,9 +226,8 @@ class _Book:
     def _why(self, here: Collection[int], entry: Entry) -> str:
         if isinstance(entry, Gap):
             return f"{entry} does not end where it says, or not before the last message"
-        places = [place for place, sent in enumerate(self._sent) if sent.message == entry]
-        later = [place for place in places if place > max(here)]
-        if later:
+        places = self._places.get(entry, {})
+        if later := [place for place in places if place > max(here)]:
             return f"{_messages(later[0] - max(here))} passed over, and no gap that says so"
         return "it came before, or too late" if places else "it was never published"
 
