@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,8 @@ from machine import cpus, started_on
 from redis_client_c import CBenchmark
 
 from waterspout_core._history import History
-from waterspout_core._redis._history import RedisHistory, keys_of
+from waterspout_core._redis._history import RedisHistory
+from waterspout_core._redis._keys import keys_of
 from waterspout_redis import Client
 from waterspout_redis.testing import HOW_TO_GET_ONE, RunningServer, find_servers
 
@@ -107,13 +109,13 @@ def bare(server: RunningServer, program: str, callers: int, messages: int) -> di
 def measured(server: RunningServer, program: str | None, rounds: int, messages: int) -> dict[str, dict[str, Any]]:
     work: dict[str, Callable[[], dict[str, Any]]] = {}
     for callers in CALLERS:
-        work[f"one by one, {callers} callers"] = lambda callers=callers: one_by_one(server, callers, messages)  # type: ignore[misc]
+        work[f"one by one, {callers} callers"] = partial(one_by_one, server, callers, messages)
         if program:
-            work[f"redis-benchmark -P {callers}"] = lambda callers=callers: bare(server, program, callers, messages)  # type: ignore[misc]
+            work[f"redis-benchmark -P {callers}"] = partial(bare, server, program, callers, messages)
     for batch in BATCHES:
         # A batch of one waits for each answer.
         count = max(messages // 10 if batch == 1 else messages, batch)
-        work[f"in batches of {batch}"] = lambda batch=batch, count=count: in_batches(server, batch, count)  # type: ignore[misc]
+        work[f"in batches of {batch}"] = partial(in_batches, server, batch, count)
     samples: dict[str, list[dict[str, Any]]] = {title: [] for title in work}
     with click.progressbar(list(work) * rounds, file=sys.stderr, item_show_func=lambda title: title) as bar:
         for title in bar:

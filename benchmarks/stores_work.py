@@ -176,7 +176,11 @@ def keeper(url: str, cpus: list[str]) -> Iterator[Callable[[int], None]]:
     with (
         started_on([*map(int, cpus)]),
         subprocess.Popen(
-            [sys.executable, __file__, "keep", url, "0"], stdin=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, __file__, "keep", url, "0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
         ) as process,
     ):
         assert process.stdin is not None

@@ -35,7 +35,7 @@ class RedisHistory:
 
     def publish(self, topic: str, payload: bytes, key: str | None = None) -> Future[Position]:
         """Put `payload` into the channel's history and publish it; the Future gives its position, or raises RedisError
-        (or `BadMessage`, if it is too large). A channel keeps the order of the calls.
+        (or `MessageTooLarge`). A channel keeps the order of the calls.
 
         What was published with the same `key` in the last 5 minutes is not published again. So it is safe to send it
         again when its answer was lost, which is done for 10 seconds. Without one the caller has to decide.

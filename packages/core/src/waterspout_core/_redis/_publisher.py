@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from waterspout_redis import BULK, Client, ClosedError, Pipeline, RedisError
 
-from .._errors import BadMessage
+from .._errors import MessageTooLarge
 from .._history import History
 from .._position import Position
 from ._errors import is_final
@@ -61,7 +61,7 @@ class Publisher:
             self._loop, self._waiting, self._ready, self._tasks = loop, {}, deque(), set()
         answer: Future[Position] = loop.create_future()
         if len(payload) > MAX_PAYLOAD:
-            answer.set_exception(BadMessage(f"a message of {len(payload)} bytes, the limit is {MAX_PAYLOAD}"))
+            answer.set_exception(MessageTooLarge(len(payload), MAX_PAYLOAD))
             return answer
         waiting = self._waiting.get(topic)
         if waiting is None:
