@@ -135,15 +135,17 @@ def test_a_link_cut_at_any_byte_of_its_restoring_loses_nothing(redis_server: Run
 
 def test_a_black_hole_for_longer_than_the_deadline_loses_nothing(redis_server: RunningServer) -> None:
     async def use() -> None:
-        async with FaultProxy(redis_server.port) as proxy:
-            async with RedisStore("news", proxy.url, health_check_interval=0.2, connect_timeout=0.3) as store:
-                await store.submit("1")
-                await eventually(lambda: store.log.top == 1)
-                proxy.disturb(Faults(black_hole=True))
-                await eventually(lambda: store.pubsub.health.state != "connected")  # F8
-                publish(redis_server, "2")
-                proxy.heal()
-                await eventually(lambda: contents(store) == ["1", "2"])
+        async with (
+            FaultProxy(redis_server.port) as proxy,
+            RedisStore("news", proxy.url, health_check_interval=0.2, connect_timeout=0.3) as store,
+        ):
+            await store.submit("1")
+            await eventually(lambda: store.log.top == 1)
+            proxy.disturb(Faults(black_hole=True))
+            await eventually(lambda: store.pubsub.health.state != "connected")  # F8
+            publish(redis_server, "2")
+            proxy.heal()
+            await eventually(lambda: contents(store) == ["1", "2"])
 
     run(use())
 
@@ -152,9 +154,10 @@ def test_f11_every_channel_comes_back_and_the_tops_are_asked_in_one_pipeline(red
     count = 2000
 
     async def use() -> None:
-        async with open_pubsub(redis_server.url, history=100) as pubsub, open_pubsub(
-            redis_server.url, history=100
-        ) as there:
+        async with (
+            open_pubsub(redis_server.url, history=100) as pubsub,
+            open_pubsub(redis_server.url, history=100) as there,
+        ):
             stores = [ChannelStore(f"c{number}", pubsub) for number in range(count)]
             await asyncio.gather(*(store.ready() for store in stores))
             await asyncio.gather(*(store.submit("1") for store in stores))
@@ -228,36 +231,42 @@ def test_who_wants_older_messages_while_newer_ones_are_read_gets_them(redis_serv
 
 def test_who_comes_from_a_node_that_has_heard_more_waits_for_it(redis_server: RunningServer) -> None:
     async def use() -> None:
-        async with FaultProxy(redis_server.port) as proxy:
-            async with RedisStore("news", redis_server.url) as ahead, RedisStore("news", proxy.url) as behind:
-                await ahead.submit("1")
-                await eventually(lambda: behind.log.top == 1)
-                proxy.to_client.faults = Faults(black_hole=True)
-                position = await ahead.submit("2")
-                async with behind.subscribe(after=position) as subscription:
-                    coming = asyncio.create_task(anext(subscription))
-                    await ahead.submit("3")
-                    proxy.heal()
-                    assert await coming == Message("3")
-                assert contents(behind) == ["1", "2", "3"]
+        async with (
+            FaultProxy(redis_server.port) as proxy,
+            RedisStore("news", redis_server.url) as ahead,
+            RedisStore("news", proxy.url) as behind,
+        ):
+            await ahead.submit("1")
+            await eventually(lambda: behind.log.top == 1)
+            proxy.to_client.faults = Faults(black_hole=True)
+            position = await ahead.submit("2")
+            async with behind.subscribe(after=position) as subscription:
+                coming = asyncio.create_task(anext(subscription))
+                await ahead.submit("3")
+                proxy.heal()
+                assert await coming == Message("3")
+            assert contents(behind) == ["1", "2", "3"]
 
     run(use())
 
 
 def test_who_comes_from_an_epoch_that_this_node_has_not_heard_of_waits_for_it(redis_server: RunningServer) -> None:
     async def use() -> None:
-        async with FaultProxy(redis_server.port) as proxy:
-            async with RedisStore("news", redis_server.url) as ahead, RedisStore("news", proxy.url) as behind:
-                await ahead.submit("1")
-                await eventually(lambda: behind.log.top == 1)
-                proxy.to_client.faults = Faults(black_hole=True)
-                redis_server.call("FLUSHALL")
-                position = await ahead.submit("2")
-                async with behind.subscribe(after=position) as subscription:
-                    coming = asyncio.create_task(anext(subscription))
-                    await ahead.submit("3")
-                    proxy.heal()
-                    assert await coming == Message("3")
+        async with (
+            FaultProxy(redis_server.port) as proxy,
+            RedisStore("news", redis_server.url) as ahead,
+            RedisStore("news", proxy.url) as behind,
+        ):
+            await ahead.submit("1")
+            await eventually(lambda: behind.log.top == 1)
+            proxy.to_client.faults = Faults(black_hole=True)
+            redis_server.call("FLUSHALL")
+            position = await ahead.submit("2")
+            async with behind.subscribe(after=position) as subscription:
+                coming = asyncio.create_task(anext(subscription))
+                await ahead.submit("3")
+                proxy.heal()
+                assert await coming == Message("3")
 
     run(use())
 
@@ -312,7 +321,10 @@ def test_f51_a_reader_beyond_the_log_is_told_exactly_how_many_it_missed(
     async def use() -> None:
         ledger = Ledger()
         bounds = {"history": history, "max_messages": 10}
-        async with RedisStore("news", redis_server.url) as there, RedisStore("news", redis_server.url, **bounds) as here:
+        async with (
+            RedisStore("news", redis_server.url) as there,
+            RedisStore("news", redis_server.url, **bounds) as here,
+        ):
             account = ledger.reader("news", "slow reader", await here.position())
             async with here.subscribe(after=account.after) as subscription:
                 for number in range(2500):

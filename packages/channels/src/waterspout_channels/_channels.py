@@ -23,14 +23,18 @@ _GRACE: Final = 10.0
 """Seconds for which an opened store is nobody else's to close: whoever opened it is about to register."""
 
 _SWEEP: Final = 5.0
-"""Seconds between two looks at what may be closed; less where `linger` is short."""
+"""Seconds in which all channels are looked at for what may be closed; less where `linger` is short."""
+
+_STEP: Final = 1000
+_STEP_PAUSE: Final = 0.1
+"""Very many channels take longer: so many in a step, and so many seconds at least between two steps."""
 
 
 class Channels:
     """Many channels over one `PubSub`; a *source* of stores for handlers.
 
-    `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub`. `namespace` stands before every channel's name at
-    the broker and nowhere else. With a URL, the broker keeps the newest `history` messages of each channel for
+    `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub`. `namespace` stands before every channel's name
+    at the broker and nowhere else. With a URL, the broker keeps the newest `history` messages of each channel for
     `retention` seconds, so that a subscriber may come back to any process; 0 turns that off.
 
     A channel that nobody reads is kept for `linger` seconds after it was last used, so that a subscriber whose
@@ -64,6 +68,9 @@ class Channels:
         self._used: dict[str, float] = {}  # when last, by topic
         self._closed = False
         self._sweep: asyncio.TimerHandle | None = None
+        self._unseen: list[str] = []  # topics that this round has not come to
+        self._seen_bytes = 0  # of the logs that it has seen
+        self._round = 0.0  # seconds that it takes
 
     def __repr__(self) -> str:
         return f"Channels({self.pubsub!r}, namespace={self.namespace!r})"
@@ -144,40 +151,54 @@ class Channels:
     def _idle(self, seconds: float) -> list[str]:
         """The channels without subscribers that were not used for `seconds`, the one unused for longest first."""
         now = time.monotonic()
-        idle = [
-            topic
-            for topic, store in self._stores.items()
-            # Whoever waits for the broker to confirm is about to register.
-            if not store.subscribers
-            and now - self._used[topic] >= (seconds if store.subscribed else max(seconds, _GRACE))
-        ]
+        idle = [topic for topic, store in self._stores.items() if self._is_idle(topic, store, seconds, now)]
         return sorted(idle, key=self._used.__getitem__)
 
-    @property
-    def _pause(self) -> float:
-        return max(min(_SWEEP, self.linger / 2), 0.1)
+    def _is_idle(self, topic: str, store: ChannelStore, seconds: float, now: float) -> bool:
+        if store.subscribers:
+            return False
+        # Whoever waits for the broker to confirm is about to register.
+        return now - self._used[topic] >= (seconds if store.subscribed else max(seconds, _GRACE))
 
     def _sweep_later(self) -> None:
-        self._sweep = asyncio.get_running_loop().call_later(self._pause, self._sweep_idle)
+        """One timer for all channels. It looks at all of them in `_SWEEP` seconds; of very many it looks at some in
+        each step, so as not to hold up the loop."""
+        steps = len(self._stores) // _STEP + 1
+        pause = max(min(_SWEEP, self.linger / 2) / steps, _STEP_PAUSE)
+        self._round = steps * pause
+        self._sweep = asyncio.get_running_loop().call_later(pause, self._sweep_some)
 
-    def _sweep_idle(self) -> None:
-        """One timer for all channels: close those that are not to be kept any longer."""
+    def _sweep_some(self) -> None:
+        """Close those that are not to be kept any longer."""
+        if not self._unseen:
+            self._unseen, self._seen_bytes = list(self._stores), 0
+        some = self._unseen[-_STEP:]
+        del self._unseen[-_STEP:]
         now = time.monotonic()
-        for topic, store in tuple(self._stores.items()):
-            store.log.expire()
+        for topic in some:
+            store = self._stores.get(topic)
+            if store is None:
+                continue
+            if self._is_idle(topic, store, self.linger, now):
+                self._close(topic)
+                continue
             if store.subscribers:
-                self._used[topic] = now + self._pause  # in use until we look again
-        for topic in self._idle(self.linger):
-            self._close(topic)
-        total = sum(store.log.size for store in self._stores.values())
-        for topic in self._idle(min(_GRACE, self.linger)):
-            if total <= self.max_total_bytes:
-                break
-            total -= self._stores[topic].log.size
-            self._close(topic)
+                self._used[topic] = now + self._round  # in use until we look again
+            store.log.expire()
+            self._seen_bytes += store.log.size
+        if not self._unseen:
+            self._make_lighter(self._seen_bytes)
         self._sweep = None
         if self._stores:
             self._sweep_later()
+
+    def _make_lighter(self, size: int) -> None:
+        if size > self.max_total_bytes:
+            for topic in self._idle(min(_GRACE, self.linger)):
+                size -= self._stores[topic].log.size
+                self._close(topic)
+                if size <= self.max_total_bytes:
+                    break
 
     def _close(self, topic: str) -> None:
         self._stores.pop(topic).close()

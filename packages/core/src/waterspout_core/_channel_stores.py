@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ._brokers import open_pubsub
 from ._errors import BrokerError
-from ._log import LOST, MiB
+from ._log import LOST, Log, MiB
 from ._message import Message, Payload, check_channel
 from ._position import EARLIEST, Position
 from ._pubsub import PubSub
@@ -35,7 +35,6 @@ class ChannelStore(BaseStore):
         max_messages: int = 10_000,
         max_bytes: int = 16 * MiB,
     ) -> None:
-        super().__init__()
         self.pubsub = pubsub
         self.topic = topic or channel
         self._joined = False
@@ -43,7 +42,10 @@ class ChannelStore(BaseStore):
         self._feed = pubsub.feed(
             self.topic, channel=check_channel(channel), max_messages=max_messages, max_bytes=max_bytes
         )
-        self.log = self._feed.log
+        super().__init__()
+
+    def _make_log(self) -> Log:
+        return self._feed.log
 
     @property
     def subscribed(self) -> bool:

@@ -31,7 +31,7 @@ class Feed(abc.ABC):
         self.topic = topic  # the broker's name for the channel
         self.log = log
         self.history = history
-        self._stores: dict[BaseStore, None] = {}
+        self._stores: tuple[BaseStore, ...] = ()  # never changed: a store may leave while it is told
 
     @property
     @abc.abstractmethod
@@ -86,18 +86,16 @@ class RemoteBroker(Protocol):
 class RemoteFeed(Feed):
     """A channel that a broker elsewhere is asked for once, however many stores it has in this process."""
 
-    __slots__ = ("_early", "_waiting", "arrived")
+    __slots__ = ("_early", "_waiting")
 
     def __init__(self, topic: str, log: Log, history: History | None) -> None:
         super().__init__(topic, log, history)
-        self.arrived: list[bytes] = []
-        """What came in the batch that is being dispatched."""
         self._early = False
         self._waiting: list[asyncio.Future[None]] | None = None
 
     def join(self, store: BaseStore, pubsub: PubSub) -> asyncio.Future[None]:
         first = not self._stores
-        self._stores[store] = None
+        self._stores = (*self._stores, store)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.begun:
             future.set_result(None)
@@ -108,7 +106,7 @@ class RemoteFeed(Feed):
         return future
 
     def leave(self, store: BaseStore, pubsub: PubSub) -> None:
-        self._stores.pop(store, None)
+        self._stores = tuple(other for other in self._stores if other is not store)
         if not self._stores:
             self._stopped()
             _remote(pubsub).detach(self)

@@ -69,9 +69,9 @@ class Merge:
         self.begun = False
         """Whether the log knows its place in the channel."""
         self.live = False
-        self._held: list[bytes] = []
+        self._held: list[bytes] | None = None  # most channels never need it
         self._held_bytes = 0
-        self._overrun: list[bool] = []  # for each time that too much was held: whether it is in the history
+        self._overrun: list[bool] | None = None  # for each time that too much was held: whether it is in the history
 
     def begin(self, position: Position, grown: Callable[[], None], *, early: bool = False) -> None:
         """The channel stands at `position`, and what comes next is behind it. If somebody reads `early`, before that
@@ -150,13 +150,13 @@ class Merge:
     def give_up(self, grown: Callable[[], None]) -> None:
         """The history cannot be read: a gap stands for what is missing, and what was held follows it."""
         position = self.log.position
-        for payload in self._held:
+        for payload in self._held or ():
             if placed := _PLACED(payload):
                 position = Position(placed[1].decode(), int(placed[2]) - 1)
                 break
         self.log.append(Gap(), position)
         grown()
-        self._overrun.clear()
+        self._overrun = None
         self._go_on(grown)
 
     def _go_on(self, grown: Callable[[], None]) -> None:
@@ -165,26 +165,29 @@ class Merge:
             if not all(self._overrun):
                 self.log.append(Gap(), self.log.position)
                 grown()
-            self._overrun.clear()
+            self._overrun = None
             return
         self.live = True
-        held, self._held, self._held_bytes = self._held, [], 0
+        held, self._held, self._held_bytes = self._held, None, 0
         while held:
             self.take(held, grown)
             if self.live:
                 return
             # The history has been read after this one came, and does not have it: it is of an earlier life of the
             # channel, or nobody's.
-            rest, self._held, self._held_bytes = self._held, [], 0
+            rest: list[bytes] = self._held or []
+            self._held, self._held_bytes = None, 0
             logger.warning("dropped a message on %r whose position is not known: %r", self.log.channel, rest[0][:60])
             self.live, held = True, rest[1:]
 
     def _hold(self, payloads: Sequence[bytes]) -> None:
+        if self._held is None:
+            self._held = []
         self._held += payloads
         self._held_bytes += sum(map(len, payloads))
         if len(self._held) > self.log.max_messages or self._held_bytes > self.log.max_bytes:
-            self._overrun.append(all(map(_PLACED, self._held)))
-            self._held, self._held_bytes = [], 0
+            self._overrun = [*(self._overrun or ()), all(map(_PLACED, self._held))]
+            self._held, self._held_bytes = None, 0
 
     def _put(self, run: list[Entry], grown: Callable[[], None]) -> None:
         if run:

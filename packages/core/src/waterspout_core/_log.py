@@ -26,7 +26,7 @@ Encode: TypeAlias = "Callable[[Log, int, list[Entry]], T]"
 _RUN_MESSAGES: Final = 1000
 _RUN_BYTES: Final = 128 * 1024  # about what a socket takes at once; a reader far behind goes on when that is out
 _SHARED_RUNS: Final = 32  # readers that lag are at many places: forget theirs before they cost more than the log
-_ENTRY_COST: Final = 64  # what an entry costs beside its text, so that empty messages are bounded as well
+ENTRY_COST: Final = 64  # what an entry costs beside its text, so that empty messages are bounded as well
 _GONE: Final = Gap()  # stands in the ring where an entry has been given up
 
 _size: Final = attrgetter("size")
@@ -177,7 +177,7 @@ class Log:
         room = self.max_bytes - self._bytes
         size = number = 0
         for entry, age in zip(reversed(entries), reversed(ages), strict=True):
-            cost = entry.size + _ENTRY_COST
+            cost = entry.size + ENTRY_COST
             if number == most or size + cost > room or (self.max_age is not None and age > self.max_age):
                 break
             number += 1
@@ -263,7 +263,7 @@ class Log:
         run = self._entries[begin : begin + _RUN_MESSAGES]
         room = _RUN_BYTES
         for number, entry in enumerate(run, 1):
-            room -= entry.size + _ENTRY_COST
+            room -= entry.size + ENTRY_COST
             if room <= 0:
                 del run[number:]
                 break
@@ -277,7 +277,7 @@ class Log:
 
     def _grow(self, number: int, size: int, age: float) -> int:
         """`number` entries of `size` bytes stand in the ring: count them, and give up what they displace."""
-        size += number * _ENTRY_COST
+        size += number * ENTRY_COST
         self.top += number
         self.written += size
         self._bytes += size
@@ -304,7 +304,7 @@ class Log:
             or (size > self.max_bytes and head < end - 1)  # the newest is kept however large
             or (times is not None and times[head] < oldest)
         ):
-            size -= entries[head].size + _ENTRY_COST
+            size -= entries[head].size + ENTRY_COST
             entries[head] = _GONE
             head += 1
         if head == self._head:

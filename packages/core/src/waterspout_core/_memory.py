@@ -140,14 +140,14 @@ class MemoryFeed(Feed):
 
     def join(self, store: BaseStore, pubsub: PubSub) -> asyncio.Future[None]:
         assert isinstance(pubsub, MemoryPubSub)
-        self._stores[store] = None
+        self._stores = (*self._stores, store)
         pubsub.broker.wake(self)
         pubsub.hold(self.topic)
         return _done(None)
 
     def leave(self, store: BaseStore, pubsub: PubSub) -> None:
         assert isinstance(pubsub, MemoryPubSub)
-        self._stores.pop(store, None)
+        self._stores = tuple(other for other in self._stores if other is not store)
         pubsub.release(self.topic)
         if not self._stores:
             pubsub.broker.rest(self)

@@ -71,6 +71,8 @@ class Segments:
         """The position of `index`; `NOWHERE` if it is `LOST`, or so far behind that it is forgotten."""
         if index < self.floor:
             return NOWHERE
+        if not self._ended:
+            return Position(self.epoch, index + self._shift)
         _, epoch, shift = self._holding(index)
         return Position(epoch, index + shift)
 

@@ -6,18 +6,14 @@ import asyncio
 import concurrent.futures
 import logging
 from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import Any, Final, Protocol, Self
 
-from ._log import Log, MiB
+from ._log import ENTRY_COST, Log, MiB
 from ._message import Entry, Message, Payload
 from ._position import Position
-from ._soon import Soon
 from ._subscription import Subscription
 
 logger: Final = logging.getLogger("waterspout.core")
-
-_size: Final = attrgetter("size")
 
 
 class Subscriber(Protocol):
@@ -37,10 +33,15 @@ class Source(Protocol):
 class Submitted(Awaitable[Position]):
     """The position of a message that is in the log already; it may be awaited or left alone."""
 
-    __slots__ = ("position",)
+    __slots__ = ("_index", "_log")
 
-    def __init__(self, position: Position) -> None:
-        self.position = position
+    def __init__(self, log: Log, index: int) -> None:
+        self._log, self._index = log, index
+
+    @property
+    def position(self) -> Position:
+        """Made when it is asked for: most who publish leave it alone."""
+        return self._log.position_at(self._index)
 
     def __await__(self) -> Generator[Any, None, Position]:
         yield from ()
@@ -57,14 +58,18 @@ class BaseStore:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.subscribers: set[Subscriber] = set()
-        self.log = Log()
+        self.log = self._make_log()
         self._loop: asyncio.AbstractEventLoop | None = None  # where it was used last
-        self._flush_soon = Soon()
-        self._published = (0, 0)  # how far the log was, in entries and bytes, when the subscribers were woken last
+        self._flushing: asyncio.AbstractEventLoop | None = None  # where a flush is due in this turn
+        # How far the log was, in entries and bytes, when the subscribers were woken last.
+        self._flushed_top = self._flushed_written = 0
         self.initialize(*args, **kwargs)
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Hook for subclasses: gets what the constructor was given."""
+
+    def _make_log(self) -> Log:
+        return Log()
 
     @property
     def channel(self) -> str | None:
@@ -102,11 +107,12 @@ class BaseStore:
 
         return asyncio.run_coroutine_threadsafe(submit(), loop)
 
-    def append(self, entry: Entry) -> Position:
-        """Put `entry` into the log and see to it that the subscribers are woken soon, once for a whole burst."""
-        self.log.append(entry)
+    def append(self, entry: Entry) -> int:
+        """Put `entry` into the log and see to it that the subscribers are woken soon, once for a whole burst. Returns
+        its index in the log."""
+        index = self.log.append(entry)
         self.grown()
-        return self.log.position
+        return index
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Put many entries into the log, like `append`."""
@@ -119,14 +125,17 @@ class BaseStore:
         if not self.subscribers:
             return
         log = self.log
-        entries, size = self._published
         # A burst of more than the log holds must not pass by those who keep up: they read in the middle of it.
         # Not so for the latest value: who wants no other is spared all in between.
-        long = (log.top - entries) * 2 > log.max_messages or (log.written - size) * 2 > log.max_bytes
-        if long and log.when_behind == "gap":
+        entries, size = log.top - self._flushed_top, log.written - self._flushed_written
+        if (entries * 2 > log.max_messages or size * 2 > log.max_bytes) and log.when_behind == "gap":
             self._flush()
-        else:
-            self._flush_soon(self._flush)
+            return
+        loop = asyncio.get_running_loop()
+        # Not a flag: a loop that was closed in between has taken its callback with it.
+        if self._flushing is not loop:
+            self._flushing = loop
+            loop.call_soon(self._flush)
 
     def publish(self) -> None:
         """Wake every subscriber now. Happens by itself after each burst of `append`."""
@@ -196,18 +205,22 @@ class BaseStore:
             return
 
     def _flush(self) -> None:
-        self._published = (self.log.top, self.log.written)
+        self._flushing = None
+        self._flushed_top, self._flushed_written = self.log.top, self.log.written
         self.publish()
 
 
 def pieces(log: Log, entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     """`entries` in pieces that `log` holds at least two of, so that who keeps up can read between them."""
-    most = max(log.max_messages // 2, 1)
-    if len(entries) <= most and 2 * sum(map(_size, entries)) <= log.max_bytes:
-        yield entries
-    else:
-        for entry in entries:
-            yield (entry,)
+    most, room = max(log.max_messages // 2, 1), log.max_bytes // 2
+    begin = size = 0
+    for place, entry in enumerate(entries):
+        cost = entry.size + ENTRY_COST
+        if place > begin and (place - begin == most or size + cost > room):
+            yield entries[begin:place]
+            begin, size = place, 0
+        size += cost
+    yield entries[begin:]
 
 
 class DataStore(BaseStore):
@@ -219,10 +232,12 @@ class DataStore(BaseStore):
 
     def __init__(self, initial_data: Payload = None) -> None:
         super().__init__()
-        self.log = Log(max_messages=1, when_behind="latest")
         self._data: Payload = None
         if initial_data is not None:
             self.set_data(initial_data)
+
+    def _make_log(self) -> Log:
+        return Log(max_messages=1, when_behind="latest")
 
     @property
     def data(self) -> Payload:
@@ -241,7 +256,7 @@ class DataStore(BaseStore):
         """Set and publish the current value. Raises `BadMessage`."""
         message = Message(data, event)
         self._data = data
-        return Submitted(self.append(message))
+        return Submitted(self.log, self.append(message))
 
     def cursor(self, offsets: Mapping[str, int] | None = None) -> int:
         """Before the current value, unless `offsets` say it has been seen."""
@@ -258,9 +273,13 @@ class QueueStore(BaseStore):
     """
 
     def __init__(self, *, max_messages: int = 10_000, max_bytes: int = 16 * MiB) -> None:
+        self._bounds = max_messages, max_bytes
         super().__init__()
-        self.log = Log(max_messages=max_messages, max_bytes=max_bytes)
+
+    def _make_log(self) -> Log:
+        max_messages, max_bytes = self._bounds
+        return Log(max_messages=max_messages, max_bytes=max_bytes)
 
     def submit(self, data: Payload, event: str | None = None) -> Submitted:
         """Publish `data` as one message. Raises `BadMessage`."""
-        return Submitted(self.append(Message(data, event)))
+        return Submitted(self.log, self.append(Message(data, event)))

@@ -106,10 +106,11 @@ class Subscriptions:
         """There is no link: what is not desired is not subscribed either, so who waits for that is done."""
         waiting: list[Request] = []
         for request in self._requests:
-            if self.desired.keys().isdisjoint(request.names):
-                request.finish()
-            else:
+            # Not `isdisjoint`: it walks the larger side, and of a dictionary that was emptied all its old places.
+            if any(name in self.desired for name in request.names):
                 waiting.append(request)
+            else:
+                request.finish()
         self._requests = waiting
 
     def confirmed(self, command: Command) -> None:

@@ -182,25 +182,28 @@ class RedisPubSub(PubSub):
             self._dispatch(batch)
 
     def _dispatch(self, batch: list[LinkItem]) -> None:
-        feeds: list[RemoteFeed] = []
-        find = self._open.get
+        arrived: dict[bytes, list[bytes]] = {}
         for item in batch:
             if isinstance(item, PubSubMessage):
-                if item.pattern is None and (feed := find(item.channel)) is not None:
-                    if not feed.arrived:
-                        feeds.append(feed)
-                    feed.arrived.append(item.data)
-                if self._clients and (item.pattern is not None or item.channel in self._names):
-                    self._broadcast(_text(item.channel), item.data)
+                channel, data, pattern = item
+                if pattern is None:
+                    if (payloads := arrived.get(channel)) is not None:
+                        payloads.append(data)
+                    elif channel in self._open:
+                        arrived[channel] = [data]
+                if self._clients and (pattern is not None or channel in self._names):
+                    self._broadcast(_text(channel), data)
             else:
-                self._deliver(feeds)
-                feeds.clear()
+                self._deliver(arrived)
+                arrived.clear()
                 self._broken()
-        self._deliver(feeds)
+        self._deliver(arrived)
 
-    def _deliver(self, feeds: list[RemoteFeed]) -> None:
-        for feed in feeds:
-            payloads, feed.arrived = feed.arrived, []
+    def _deliver(self, arrived: dict[bytes, list[bytes]]) -> None:
+        for channel, payloads in arrived.items():
+            feed = self._open.get(channel)
+            if feed is None:
+                continue  # one of those before has closed it
             try:
                 feed.take(payloads, self)
             except Exception:  # the other channels are not to become deaf for it

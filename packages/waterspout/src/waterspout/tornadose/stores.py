@@ -186,7 +186,8 @@ class QueueStore(_LogStore):
 
     def submit(self, message: Any, event: str | None = None) -> Awaitable[Position | None]:
         """Publish `message`. It need not be awaited."""
-        return _Submitted(self.append(_message(message, event)))
+        self.append(_message(message, event))
+        return _Submitted(self.log.position)
 
 
 class RedisStore(_LogStore):
