@@ -1,6 +1,9 @@
 """The stores: what a flush, a received message, a channel and a recovery cost, beside their peers.
 
     ./dev bench benchmarks/stores.py [--quick] [--only TEXT] [--rounds N] [--seconds N] [--json FILE]
+    ./dev bench benchmarks/stores.py --from FILE --history FILE --plot docs/images/stores.svg
+
+`--history` is what `history.py --json` has kept: it is drawn too.
 
 Each measurement is a fresh process. In each round all are done in turn, so that a disturbance hits all alike, and what
 is printed are the medians of the rounds. The server has one core, and the publisher of messages with it, the process
@@ -22,14 +25,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import redis_client_report
 from machine import cpus, started_on
-from redis_client_report import environment, mark, table, times
+from redis_client_report import mark, table, times
+from stores_plot import plot
 from stores_work import BURST, CHANNELS, MESSAGES, SUBSCRIBERS
 
-from waterspout_redis.testing import HOW_TO_GET_ONE, RunningServer, find_servers
+import waterspout_channels
+import waterspout_core
+from waterspout_redis.testing import HOW_TO_GET_ONE, RunningServer, ServerBinary, find_servers
 
 DEADLINE: Final = 300.0  # seconds for one measurement
 MB: Final = 1e6
+CHANNELS_BOUND: Final = 250 * MB
 
 Figures = Mapping[str, Mapping[str, float]]
 """The medians, of each work."""
@@ -122,8 +130,8 @@ ROWS: Final = (
             f"{CHANNELS:,} channels {where}, a message and a cursor each",
             (work,),
             memory(work),
-            "≤ 250 MB",
-            lambda f, work=work: f[work]["memory"] <= 250 * MB,  # type: ignore[misc]
+            f"≤ {CHANNELS_BOUND / MB:.0f} MB",
+            lambda f, work=work: f[work]["memory"] <= CHANNELS_BOUND,  # type: ignore[misc]
         )
         for work, where in MANY.items()
     ),
@@ -170,6 +178,14 @@ def measure(work: str, url: str, seconds: float, publisher_cpus: list[int]) -> d
         return {"work": work, "error": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
     figures: dict[str, Any] = json.loads(done.stdout)
     return {"work": work, **figures}
+
+
+def environment(server: ServerBinary, clients: list[str]) -> dict[str, Any]:
+    """Where it is measured, with what."""
+    facts = redis_client_report.environment(server, clients)
+    for package in (waterspout_channels, waterspout_core):
+        facts["versions"][package.__name__.replace("_", "-")] = package.__version__
+    return facts
 
 
 def measured(rows: list[Row], rounds: int, seconds: float) -> dict[str, Any]:
@@ -222,12 +238,19 @@ def markdown(rows: list[Row], results: dict[str, Any]) -> str:
     figures, errors = medians(results["samples"])
     lines = [["", "aimed at", "measured"]]
     for row in rows:
+        if not errors.keys() | figures.keys() >= {*row.works}:
+            continue  # it was not asked for
         error = next((errors[work] for work in row.works if work in errors), None)
         lines.append([row.title, row.aim, error or row.told(figures) + verdict(row, figures)])
+    return f"{table(lines)}\n\n{about(facts)}"
+
+
+def about(facts: dict[str, Any]) -> str:
+    """How often it was measured, where, and with what."""
     rounds = "One round" if facts["rounds"] == 1 else f"Medians of {facts['rounds']} rounds"
-    about = [facts["processor"], facts["system"], facts["python"], facts["server"]]
-    about += [f"{name} {number}" for name, number in facts["versions"].items()]
-    return f"{table(lines)}\n\n{rounds}. {'; '.join(about)}."
+    what = [facts["processor"], facts["system"], facts["python"], facts["server"]]
+    what += [f"{name} {number}" for name, number in sorted(facts["versions"].items())]
+    return f"{rounds}. {'; '.join(what)}."
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -236,16 +259,36 @@ def markdown(rows: list[Row], results: dict[str, Any]) -> str:
 @click.option("--rounds", type=click.IntRange(1), default=3, help="How often each is measured (3).")
 @click.option("--seconds", type=click.FloatRange(0.01), default=0.5, help="How long about, where that is free (0.5).")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Keep what was measured.")
-def main(quick: bool, only: tuple[str, ...], rounds: int, seconds: float, json_file: Path | None) -> None:
+@click.option("--from", "source", type=click.Path(path_type=Path, exists=True), help="Measure nothing, read this.")
+@click.option("--history", type=click.Path(path_type=Path, exists=True), help="What history.py has kept, to draw it.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw this, an SVG.")
+def main(
+    quick: bool,
+    only: tuple[str, ...],
+    rounds: int,
+    seconds: float,
+    json_file: Path | None,
+    source: Path | None,
+    history: Path | None,
+    picture: Path | None,
+) -> None:
     rows = [row for row in ROWS if row.kept or not quick]
     if only:
         rows = [row for row in rows if any(text.lower() in row.title.lower() for text in only)]
     if not rows:
         raise click.UsageError("no row has that in its title; there are:\n  " + "\n  ".join(row.title for row in ROWS))
-    results = measured(rows, 1 if quick else rounds, seconds)
+    results = json.loads(source.read_text()) if source else measured(rows, 1 if quick else rounds, seconds)
     if json_file:
         json_file.write_text(json.dumps(results, indent=1) + "\n")
     click.echo(markdown(rows, results))
+    if picture:
+        plot(
+            medians(results["samples"])[0],
+            json.loads(history.read_text())["rows"] if history else [],
+            CHANNELS_BOUND,
+            picture,
+        )
+        click.echo(f"written: {picture}", err=True)
 
 
 if __name__ == "__main__":

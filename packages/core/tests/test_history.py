@@ -62,7 +62,7 @@ def test_what_the_history_told_already_is_not_told_again() -> None:
     m = merge()
     m.take(live("a", 3, 4, 5), nobody)
     m.begin(Position("a", 4), nobody)
-    m.take(live("a", 4, 5, 6), nobody)
+    m.take(live("a", 6), nobody)
     assert content(m) == placed("a-5 a5", "a-6 a6")
 
 

@@ -121,9 +121,9 @@ class ChannelStore(BaseStore):
         """Give the channel back to the broker: nothing is fed any more."""
         if self._joined:
             self._joined = False
-            if self._opening is not None:
-                self._opening.cancel()
-                self._opening = None
+            opening, self._opening = self._opening, None
+            if opening is not None and not opening.get_loop().is_closed():
+                opening.cancel()
             self._feed.leave(self, self.pubsub)
 
     async def aclose(self) -> None:

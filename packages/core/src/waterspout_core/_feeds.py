@@ -86,21 +86,27 @@ class RemoteBroker(Protocol):
 class RemoteFeed(Feed):
     """A channel that a broker elsewhere is asked for once, however many stores it has in this process."""
 
-    __slots__ = ("_early", "_waiting")
+    __slots__ = ("_early", "_loop", "_waiting")
 
     def __init__(self, topic: str, log: Log, history: History | None) -> None:
         super().__init__(topic, log, history)
         self._early = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[asyncio.Future[None]] | None = None
 
     def join(self, store: BaseStore, pubsub: PubSub) -> asyncio.Future[None]:
         first = not self._stores
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # Who waited in another loop, and what came there, ended with it.
+            self._stopped()
+            self._loop, self._waiting, first = loop, None, True
         self._stores = (*self._stores, store)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.begun:
+            future: asyncio.Future[None] = loop.create_future()
             future.set_result(None)
         else:
-            self._waiting = [*(self._waiting or ()), future]
+            future = self._wait()
         if first:
             _remote(pubsub).attach(self)
         return future
@@ -136,6 +142,12 @@ class RemoteFeed(Feed):
     @abc.abstractmethod
     def _stopped(self) -> None:
         """Nothing comes any more."""
+
+    def _wait(self) -> asyncio.Future[None]:
+        """Done with the next `_tell_ready`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting = [*(self._waiting or ()), future]
+        return future
 
     def _tell_ready(self) -> None:
         self._early = False

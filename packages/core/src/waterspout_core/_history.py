@@ -22,7 +22,7 @@ logger: Final = logging.getLogger("waterspout.core")
 
 _PLACED: Final = re.compile(rb"\x1e([0-9a-f]{1,32})-([0-9]{1,18})\n").match
 
-_HIGHEST: Final = 10**18 - 1
+HIGHEST: Final = 10**18 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,17 @@ class Merge:
     what comes is held, and `recover` is waited for.
     """
 
-    __slots__ = ("_held", "_held_bytes", "_overrun", "begun", "live", "log")
+    __slots__ = ("_heard", "_held", "_held_bytes", "_overrun", "_went_back", "begun", "breaks", "live", "log")
 
     def __init__(self, log: Log) -> None:
         self.log = log
         self.begun = False
         """Whether the log knows its place in the channel."""
         self.live = False
+        self.breaks = 0
+        """How often it was interrupted: what was read of the history before that may lack what came in the break."""
+        self._heard = 0  # the highest number of this epoch that came live since the last break
+        self._went_back = False  # a lower one came behind it: they are given out a second time
         self._held: list[bytes] | None = None  # most channels never need it
         self._held_bytes = 0
         self._overrun: list[bool] | None = None  # for each time that too much was held: whether it is in the history
@@ -86,6 +90,8 @@ class Merge:
     def interrupt(self) -> None:
         """Something may be missing from now on."""
         self.live = False
+        self.breaks += 1
+        self._heard = 0
 
     def take(self, payloads: Sequence[bytes], grown: Callable[[], None]) -> None:
         """These came live. If one of them is not the next, it is not `live` any more. `grown` is called when the log
@@ -106,11 +112,14 @@ class Merge:
                 if entry is not None:
                     self.log.append(entry, self.log.position)
                     grown()
-            elif placed[1] == epoch and (number := int(placed[2])) <= offset + 1:
-                if number > offset:  # else it has been seen
+            elif placed[1] == epoch and self._heard < (number := int(placed[2])) <= offset + 1:
+                self._heard = number
+                if number > offset:  # else it was in the history that has been read
                     offset = number
                     run.append(decoded(payload[placed.end() :]) or Gap(1))
             else:
+                # What comes live comes in order.
+                self._went_back = self._went_back or (placed[1] == epoch and int(placed[2]) <= self._heard)
                 self.live = False
                 self._hold(payloads[at:])
                 break
@@ -118,17 +127,17 @@ class Merge:
 
     def lost_tail(self, past: Past) -> Position | None:
         """What the broker has forgotten though it is in the log: a failover to a replica that lagged behind, or back to
-        an epoch that had ended. The numbers up to there will be given out again, for other messages, so that there has
+        an epoch that had ended. The numbers up to there are given out again, for other messages, so that there has
         to be a new epoch."""
         if past.epoch != self.log.epoch:
-            had_before = self.log.cursor({past.epoch: _HIGHEST}) != LOST
+            had_before = self.log.cursor({past.epoch: HIGHEST}) != LOST
             return Position(past.epoch, past.top + 1) if had_before else None
         known = self.log.position
-        return known if self.begun and past.top < known.offset else None
+        return known if self.begun and (self._went_back or past.top < known.offset) else None
 
     def stands_at(self, top: Position) -> bool:
         """Whether the log has all of a channel that stands at `top`."""
-        return self.begun and top == self.log.position
+        return self.begun and top == self.log.position and not self._went_back
 
     def recover(self, past: Past, grown: Callable[[], None], *, early: bool = False) -> None:
         """Fill in what was read of the history, then what was held."""
@@ -138,6 +147,8 @@ class Merge:
         known = self.log.position
         missing = past.top - known.offset if past.epoch == known.epoch else None
         payloads = past.payloads if missing is None else past.payloads[max(len(past.payloads) - missing, 0) :]
+        if missing is None:
+            self._heard, self._went_back = 0, False
         if missing is None or len(payloads) < missing:
             lost = None if missing is None else missing - len(payloads)
             self.log.append(Gap(lost), Position(past.epoch, past.top - len(payloads)))
@@ -152,9 +163,12 @@ class Merge:
         position = self.log.position
         for payload in self._held or ():
             if placed := _PLACED(payload):
-                position = Position(placed[1].decode(), int(placed[2]) - 1)
+                before = Position(placed[1].decode(), int(placed[2]) - 1)
+                if self.log.cursor(dict([before])) == LOST:  # else it went back
+                    position = before
                 break
         self.log.append(Gap(), position)
+        self._heard = position.offset  # what was not heard until now is lost
         grown()
         self._overrun = None
         self._go_on(grown)

@@ -25,12 +25,17 @@ class Request:
         self.names, self.future, self.remaining = frozenset(names), future, 0
 
     def finish(self) -> None:
-        if not self.future.done():
+        if self._awaited:
             self.future.set_result(None)
 
     def fail(self, error: RedisError) -> None:
-        if not self.future.done():
+        if self._awaited:
             self.future.set_exception(error)
+
+    @property
+    def _awaited(self) -> bool:
+        # Who waited in another loop ended with it, unanswered.
+        return not self.future.done() and not self.future.get_loop().is_closed()
 
 
 class Command:
@@ -164,7 +169,7 @@ class Subscriptions:
         for request in requests:
             request.fail(error())
             # Subscribing without waiting for it is common, and the link tells of its trouble in other ways too.
-            if not request.future.cancelled():
+            if request.future.done() and not request.future.cancelled():
                 request.future.exception()
 
     def close(self, error: Callable[[], RedisError]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from .._envelope import decoded
 from .._feeds import RemoteBroker, RemoteFeed
 from .._history import History, Merge, Past
-from .._log import Log
+from .._log import LOST, Log
 from .._message import Gap
 from .._position import EARLIEST, Position
 
@@ -17,27 +18,37 @@ if TYPE_CHECKING:
     from .._pubsub import PubSub
     from ._pubsub import RedisPubSub
 
+_ASK_EVERY: Final = 1.0
+"""Seconds between two looks at the top of a channel for readers who know a position that this process does not."""
+
 
 class HistoryFeed(RemoteFeed):
     """Redis keeps the newest messages: what this process has not heard it reads there, once for all subscribers."""
 
-    __slots__ = ("_complete", "_merge", "_reader", "_wanted")
+    __slots__ = ("_ask_again", "_complete", "_follows", "_merge", "_reader", "_wanted")
 
     def __init__(self, topic: str, log: Log, history: History) -> None:
         super().__init__(topic, log, history)
         self._merge = Merge(log)
+        self._follows = False  # since it was attached it has come to the top once
         self._complete = False  # nothing older can be had
         self._reader: asyncio.Task[None] | None = None
         self._wanted = 0
+        self._ask_again = 0.0
 
     @property
     def begun(self) -> bool:
-        return self._merge.begun
+        return self._follows
 
     @property
     def live(self) -> bool:
         """Whether the log has all that has come."""
         return self._merge.live
+
+    @property
+    def breaks(self) -> int:
+        """How often something may have been missed."""
+        return self._merge.breaks
 
     @property
     def position(self) -> Position | None:
@@ -66,6 +77,7 @@ class HistoryFeed(RemoteFeed):
             self._tell_ready()
         elif self._merge.stands_at(top):
             self._merge.recover(Past(top.epoch, top.offset, []), self.grown)
+            self._tell_ready()
         return self._merge.live
 
     def lost_tail(self, past: Past) -> Position | None:
@@ -79,13 +91,32 @@ class HistoryFeed(RemoteFeed):
         """What is missing cannot be read."""
         if self._merge.begun:
             self._merge.give_up(self.grown)
+            self._tell_ready()
 
     def _stopped(self) -> None:
+        self._follows = False
         self._merge.interrupt()
+
+    def _tell_ready(self) -> None:
+        self._follows = True
+        super()._tell_ready()
 
     # Older messages
 
     async def reach(self, offsets: Mapping[str, int], pubsub: PubSub) -> None:
+        # Who has been where we are not may come from a process that has heard more than this one, until now. The first
+        # time this may wait for what was asked before that.
+        for _ in range(2):
+            if self.log.cursor(offsets) != LOST:
+                break
+            if self._merge.live:
+                now = time.monotonic()
+                if now < self._ask_again:
+                    break  # ids that somebody made up shall not hold up the channel
+                self._ask_again = now + _ASK_EVERY
+                self._merge.interrupt()
+                _redis(pubsub).recover((self,))
+            await asyncio.shield(self._wait())
         while (offset := self._lacking(offsets)) is not None:
             if self._reader is None:
                 self._wanted = offset
@@ -108,8 +139,8 @@ class HistoryFeed(RemoteFeed):
     async def _read_older(self, pubsub: RedisPubSub) -> None:
         try:
             await asyncio.sleep(0)  # all who ask in this turn are served by one answer
-            epoch = self.log.epoch
-            past = await pubsub.read(self.topic, Position(epoch, self._wanted))
+            wanted = self._wanted  # somebody may want more meanwhile
+            past = await pubsub.read(self.topic, Position(self.log.epoch, wanted))
             oldest = self.log.position_at(self.log.start - 1)
             first = past.top - len(past.payloads) + 1
             older = past.payloads[: max(oldest.offset - first + 1, 0)]
@@ -118,7 +149,7 @@ class HistoryFeed(RemoteFeed):
                 return
             entries = [decoded(payload) or Gap(1) for payload, _ in older]
             fitted = self.log.prepend(entries, [age for _, age in older])
-            self._complete = first > self._wanted + 1 or fitted < len(older)
+            self._complete = first > wanted + 1 or fitted < len(older)
         finally:
             self._reader = None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from asyncio import Future
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from waterspout_redis import Client, Pipeline
 
@@ -14,6 +15,8 @@ from .._position import Position
 from ._keys import keys_of
 from ._publisher import Publisher, position_of
 from ._script import Functions
+
+_META: Final = re.compile(rb"([0-9a-f]{1,32}) ([0-9]{1,18}) [0-9]+ [0-9]+ [0-9]+").fullmatch
 
 
 class RedisHistory:
@@ -63,7 +66,7 @@ class RedisHistory:
         payloads = []
         # Newest first. Where one is missing, what is before it is of no use.
         for expected, (entry_id, fields) in zip(range(top, 0, -1), entries, strict=False):
-            if int(fields[0]) != expected:
+            if fields[0] != b"%d" % expected:
                 break
             payloads.append((fields[1], max(now - int(entry_id.partition(b"-")[0]), 0) / 1000))
         return Past(found.decode(), top, payloads[::-1])
@@ -100,7 +103,6 @@ class RedisHistory:
 def _top(meta: Any) -> Position | None:
     """What a meta key says."""
     if not isinstance(meta, bytes):
-        return None
-    epoch, _, rest = meta.partition(b" ")
-    top = rest.partition(b" ")[0]
-    return Position(epoch.decode(errors="replace"), int(top)) if top.isdigit() else None
+        return None  # no such key, or an error
+    found = _META(meta)
+    return Position(found[1].decode(), int(found[2])) if found else None

@@ -144,6 +144,8 @@ class Publisher:
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            for reply in replies:
+                reply.add_done_callback(_retrieved)  # those it did not get to
             for batch in batches:
                 _fail(batch, ClosedError(maybe_executed=True))  # if it was cancelled
             self._go_on(topic)
@@ -214,6 +216,12 @@ def _resolve(batch: _Batch, reply: Any) -> None:
     for offset, (_, _, answer) in enumerate(batch, last - len(batch) + 1):
         if not answer.done():
             answer.set_result(Position(epoch, offset))
+
+
+def _retrieved(reply: Future[Any]) -> None:
+    """Nobody wants to know what became of it."""
+    if not reply.cancelled():
+        reply.exception()
 
 
 def _fail(batch: _Batch, error: Exception) -> None:

@@ -20,7 +20,7 @@ from .._pubsub import Health, PubSub, PubSubProtocol, check_key
 from ._errors import translated, translated_error
 from ._feeds import HistoryFeed
 from ._history import RedisHistory
-from ._recovery import Recovery
+from ._recovery import Recovery, is_running
 from ._watchdog import Watchdog
 
 logger: Final = logging.getLogger("waterspout.core")
@@ -68,7 +68,7 @@ class RedisPubSub(PubSub):
 
     def start(self) -> None:
         self._link.start()
-        if self._listening is None or self._listening.done():
+        if self._link.state is not LinkState.CLOSED and not is_running(self._listening):
             self._watchdog.start()
             self._listening = asyncio.create_task(self._listen())
 
@@ -113,7 +113,7 @@ class RedisPubSub(PubSub):
             await self._history.aclose()
         await self._link.aclose()
         await self._client.aclose()
-        if self._listening is not None:
+        if self._listening is not None and is_running(self._listening):
             await asyncio.wait((self._listening,))
 
     # What stores stand on

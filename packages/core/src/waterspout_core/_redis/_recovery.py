@@ -11,6 +11,8 @@ from typing import Final
 
 from waterspout_redis import RedisError
 
+from .._history import HIGHEST
+from .._position import Position
 from ._errors import is_final, translated_error
 from ._feeds import HistoryFeed
 from ._history import RedisHistory
@@ -25,6 +27,11 @@ _READERS: Final = 32  # histories read at the same time
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 1.0
 
 
+def is_running(task: asyncio.Task[None] | None) -> bool:
+    """Whether there is one, and in this loop: what ran in another one has ended with that."""
+    return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
+
+
 class Recovery:
     """One task for the whole process, and only while there is something to be done: first the tops of all channels in
     one pipeline, then the history of those that lack something."""
@@ -33,13 +40,16 @@ class Recovery:
         self._history, self._is_connected = history, is_connected
         self._behind: dict[HistoryFeed, float] = {}  # since when
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def add(self, feeds: Iterable[HistoryFeed]) -> None:
         """See to these."""
+        if self._closed:
+            return
         now = time.monotonic()
         for feed in feeds:
             self._behind.setdefault(feed, now)
-        if self._task is None or self._task.done():
+        if not is_running(self._task):
             self._task = asyncio.create_task(self._run())
 
     def drop(self, feed: HistoryFeed) -> None:
@@ -47,9 +57,10 @@ class Recovery:
         self._behind.pop(feed, None)
 
     async def aclose(self) -> None:
-        """Stop."""
+        """Stop for good."""
+        self._closed = True
         self._behind.clear()
-        if self._task is not None:
+        if self._task is not None and is_running(self._task):
             self._task.cancel()
             await asyncio.wait((self._task,))
 
@@ -58,14 +69,16 @@ class Recovery:
         delay = _FIRST_DELAY
         while self._behind:
             feeds = list(itertools.islice(self._behind, _TOPS))
+            breaks = [feed.breaks for feed in feeds]
             try:
                 tops = await self._history.tops([feed.topic for feed in feeds])
             except RedisError as error:
                 self._failed(feeds, error)
             else:
                 missing = []
-                for feed, top in zip(feeds, tops, strict=True):
-                    if feed not in self._behind:
+                for feed, before, top in zip(feeds, breaks, tops, strict=True):
+                    # After another break it is asked once more: this was read before what came in between.
+                    if feed not in self._behind or feed.breaks != before:
                         continue
                     if top is not None and feed.stands_at(top):
                         del self._behind[feed]
@@ -102,16 +115,20 @@ class Recovery:
             except RedisError as error:
                 well = False
                 self._failed((feed,), error)
+            except Exception:  # the other channels are not to wait for it
+                logger.exception("the history of %r could not be taken", feed.topic)
+                self._behind.pop(feed, None)
         return well
 
     async def _read(self, feed: HistoryFeed) -> None:
-        known = feed.position
+        known, before = feed.position, feed.breaks
         past = await self._history.read(feed.topic, known)
-        if (lost := feed.lost_tail(past)) is not None:
+        while (lost := feed.lost_tail(past)) is not None:
             logger.warning("%r has been at %s and is at %s: a failover?", feed.topic, lost, past.position)
-            await self._history.renew(feed.topic, lost)
+            # However far it has come meanwhile: its numbers are given out a second time already.
+            await self._history.renew(feed.topic, Position(past.epoch, HIGHEST))
             past = await self._history.read(feed.topic, known)
-        if feed in self._behind:
+        if feed in self._behind and feed.breaks == before:
             feed.recover(past)
             if feed.live:
                 del self._behind[feed]
