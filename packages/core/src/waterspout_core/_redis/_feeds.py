@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from .._envelope import decoded
+from .._errors import BrokerError
 from .._feeds import RemoteBroker, RemoteFeed
-from .._history import History, Merge, Past
+from .._history import HIGHEST, History, Merge, Past
 from .._log import LOST, Log
 from .._message import Gap
 from .._position import EARLIEST, Position
@@ -18,14 +18,11 @@ if TYPE_CHECKING:
     from .._pubsub import PubSub
     from ._pubsub import RedisPubSub
 
-_ASK_EVERY: Final = 1.0
-"""Seconds between two looks at the top of a channel for readers who know a position that this process does not."""
-
 
 class HistoryFeed(RemoteFeed):
     """Redis keeps the newest messages: what this process has not heard it reads there, once for all subscribers."""
 
-    __slots__ = ("_ask_again", "_complete", "_follows", "_merge", "_reader", "_wanted")
+    __slots__ = ("_asking", "_complete", "_follows", "_merge", "_reader", "_wanted")
 
     def __init__(self, topic: str, log: Log, history: History) -> None:
         super().__init__(topic, log, history)
@@ -34,7 +31,7 @@ class HistoryFeed(RemoteFeed):
         self._complete = False  # nothing older can be had
         self._reader: asyncio.Task[None] | None = None
         self._wanted = 0
-        self._ask_again = 0.0
+        self._asking: asyncio.Task[Position | None] | None = None
 
     @property
     def begun(self) -> bool:
@@ -104,18 +101,20 @@ class HistoryFeed(RemoteFeed):
     # Older messages
 
     async def reach(self, offsets: Mapping[str, int], pubsub: PubSub) -> None:
-        # Who has been where we are not may come from a process that has heard more than this one, until now. The first
-        # time this may wait for what was asked before that.
-        for _ in range(2):
+        # Who has been where we are not may come from a process that has heard more than this one, until now.
+        for _ in range(3):
             if self.log.cursor(offsets) != LOST:
                 break
             if self._merge.live:
-                now = time.monotonic()
-                if now < self._ask_again:
+                asked_before = self._asking is not None
+                known = await self._is_known(offsets, _redis(pubsub))
+                if known is False and asked_before:
+                    continue  # it may have been answered before that position was given
+                if known is False:
                     break  # ids that somebody made up shall not hold up the channel
-                self._ask_again = now + _ASK_EVERY
-                self._merge.interrupt()
-                _redis(pubsub).recover((self,))
+                if self._merge.live:
+                    self._merge.interrupt()
+                    _redis(pubsub).recover((self,))
             await asyncio.shield(self._wait())
         while (offset := self._lacking(offsets)) is not None:
             if self._reader is None:
@@ -125,6 +124,21 @@ class HistoryFeed(RemoteFeed):
                 self._wanted = min(self._wanted, offset)
             # Shielded: one impatient reader must not take it from the others.
             await asyncio.shield(self._reader)
+
+    async def _is_known(self, offsets: Mapping[str, int], pubsub: RedisPubSub) -> bool | None:
+        """Whether the channel has been at `offsets`; None if nobody can say now. It is asked once for all who want to
+        know."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(pubsub.top(self.topic))
+            self._asking.add_done_callback(self._asked)
+        try:
+            top = await asyncio.shield(self._asking)
+        except BrokerError:
+            return None
+        return top is not None and offsets.get(top.epoch, HIGHEST) <= top.offset
+
+    def _asked(self, answer: asyncio.Task[Position | None]) -> None:
+        self._asking = None
 
     def _lacking(self, offsets: Mapping[str, int]) -> int | None:
         """The offset behind which messages are wanted that the log does not hold, and Redis may."""

@@ -174,6 +174,15 @@ class RedisPubSub(PubSub):
         except RedisError as error:
             raise translated_error(error) from error
 
+    async def top(self, topic: str) -> Position | None:
+        """Where the channel stands, if anybody knows. Raises `BrokerError`."""
+        assert self._history is not None
+        try:
+            [top] = await self._history.tops([topic])
+        except RedisError as error:
+            raise translated_error(error) from error
+        return top
+
     # What comes
 
     async def _listen(self) -> None:
