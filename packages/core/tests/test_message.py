@@ -98,7 +98,7 @@ def test_a_payload_that_contains_itself_is_refused() -> None:
 
 
 @pytest.mark.parametrize("event", ["", "two\nlines", "cr\r", "nul\0", "gap", "\x1b[31m", "x" * 300])
-def test_event_names_that_would_forge_fields_are_refused(event: str) -> None:
+def test_f38_event_names_that_would_forge_fields_are_refused(event: str) -> None:
     with pytest.raises(BadMessage, match="event name"):
         Message("data", event)
 

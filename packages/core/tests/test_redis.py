@@ -10,6 +10,7 @@ import pytest
 
 from waterspout_core import (
     BrokerError,
+    ChannelStore,
     Envelope,
     Gap,
     Message,
@@ -184,6 +185,29 @@ def test_a_redis_store_publishes_by_itself_from_the_first_subscriber_on(redis_se
         # It came before Redis had confirmed, so it is told that it may have missed something.
         assert (await reader.until(2))[:2] in ([Gap(), "x"], ["x", Gap()])
         await store.aclose()
+
+    run(use())
+
+
+@pytest.mark.parametrize("history", [0, 100])
+def test_f34_overlapping_subscriptions_deliver_to_a_store_once(redis_server: RunningServer, history: int) -> None:
+    async def use() -> None:
+        async with open_pubsub(redis_server.url, history=history) as pubsub:
+            client = Client(pubsub)
+            await asyncio.gather(pubsub.subscribe("news"), pubsub.psubscribe("n*", "*s"))
+            async with ChannelStore("news", pubsub) as first, ChannelStore("news", pubsub) as second:
+                assert first.log is second.log
+                readers = [Reader(first), Reader(second)]
+                for text in ("a", "b"):
+                    await first.submit(text)
+                assert [await reader.until(2) for reader in readers] == [["a", "b"]] * 2
+                assert len(await client.until(6)) == 6  # once for each of its subscriptions, as Redis does it
+                # What clients give up the stores keep, and the other way round.
+                await asyncio.gather(pubsub.unsubscribe(), pubsub.punsubscribe())
+                await second.submit("c")
+                assert [await reader.until(3) for reader in readers] == [["a", "b", "c"]] * 2
+            assert len(client.got) == 6
+            await eventually(lambda: redis_server.call("PUBSUB", "NUMSUB", "news") == [b"news", 0])
 
     run(use())
 
