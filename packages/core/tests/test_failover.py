@@ -92,6 +92,51 @@ def test_f37_numbers_that_are_given_out_again_are_noticed_without_any_break(redi
     run(use())
 
 
+@pytest.mark.parametrize("further", [0, 3], ids=["as far as it had been", "further"])
+def test_f37_numbers_that_were_given_out_again_while_we_were_away_are_noticed(
+    redis_server: RunningServer, further: int
+) -> None:
+    async def use() -> None:
+        async with FaultProxy(redis_server.port) as proxy, RedisStore("news", proxy.url) as store:
+            await store.submit("1")
+            past = Past(redis_server)
+            await store.submit("2")
+            last = await store.submit("3")
+            await eventually(lambda: store.log.top == 3)
+            proxy.refuse()
+            proxy.hang_up()
+            past.restore()
+            for number in range(2, 4 + further):
+                publish(redis_server, f"{number}'")
+            proxy.heal()
+            await eventually(lambda: store.log.epoch != last.epoch)
+            await store.submit("new")
+            await eventually(lambda: contents(store)[-1] == "new")
+            assert contents(store) == ["1", "2", "3", Gap(), "new"]
+
+    run(use())
+
+
+def test_a_break_in_which_nothing_happened_is_not_noticed_whatever_came_last(redis_server: RunningServer) -> None:
+    async def use() -> None:
+        async with FaultProxy(redis_server.port) as proxy, RedisStore("news", proxy.url) as store:
+            sent: list[Any] = [{"a": 1.5}, b"\xff\x00", "\x1etext", 0, "x", "x"]
+            for number, data in enumerate(sent):
+                await store.submit(data, event="e" if number % 2 else None)
+                if number == 4:
+                    redis_server.call("PUBLISH", "news", "without history")
+                await eventually(lambda number=number: store.log.top > number)  # type: ignore[misc]
+                epoch = store.log.epoch
+                proxy.hang_up()
+                await eventually(lambda: store.pubsub.health.state != "connected")
+                await store.submit("meanwhile")
+                await eventually(lambda: contents(store)[-1] == "meanwhile")
+                assert store.log.epoch == epoch
+            assert Gap() not in contents(store)
+
+    run(use())
+
+
 @pytest.mark.parametrize("ended", [False, True], ids=["the same epoch", "an epoch that had ended"])
 def test_f37_a_channel_that_went_back_is_renewed_however_fast_it_grows(
     redis_server: RunningServer, monkeypatch: pytest.MonkeyPatch, ended: bool

@@ -13,7 +13,7 @@ from typing import Final
 
 from ._envelope import decoded
 from ._log import Log
-from ._message import Entry, Gap
+from ._message import Entry, Gap, Message
 from ._position import Position
 from ._segments import LOST
 from ._stores import pieces
@@ -132,12 +132,24 @@ class Merge:
         if past.epoch != self.log.epoch:
             had_before = self.log.cursor({past.epoch: HIGHEST}) != LOST
             return Position(past.epoch, past.top + 1) if had_before else None
-        known = self.log.position
-        return known if self.begun and (self._went_back or past.top < known.offset) else None
+        went_back = self._went_back or past.top < self.log.position.offset or self._differs(past)
+        return self.log.position if self.begun and went_back else None
 
-    def stands_at(self, top: Position) -> bool:
-        """Whether the log has all of a channel that stands at `top`."""
-        return self.begun and top == self.log.position and not self._went_back
+    def stands_at(self, end: Past) -> bool:
+        """Whether the log has all of a channel that stands there."""
+        same = self.begun and end.position == self.log.position
+        return same and not self._went_back and not self._differs(end)
+
+    def _differs(self, past: Past) -> bool:
+        """Whether the last message of the log is another one in the history: then the tail was lost, and its numbers
+        have been given out again before we asked."""
+        log = self.log
+        place = log.position.offset - past.top - 1  # in `payloads`, from their end
+        first, entries = log.newest(1)
+        if not entries or not -len(past.payloads) <= place < 0 or log.position_at(first - 1) == log.position:
+            return False  # nobody can tell; or it is one that is not in the history
+        theirs = decoded(past.payloads[place][0])
+        return isinstance(entries[0], Message) and theirs is not None and theirs != entries[0]
 
     def recover(self, past: Past, grown: Callable[[], None], *, early: bool = False) -> None:
         """Fill in what was read of the history, then what was held."""

@@ -67,13 +67,19 @@ class HistoryFeed(RemoteFeed):
 
     # What the recovery tells
 
-    def stands_at(self, top: Position) -> bool:
-        """The channel stands at `top`. Whether there is nothing to be read."""
+    @property
+    def last_size(self) -> int:
+        """Bytes of the last message in the log."""
+        _, entries = self.log.newest(1)
+        return entries[0].size if entries else 0
+
+    def stands_at(self, end: Past) -> bool:
+        """The channel stands there. Whether there is nothing to be read."""
         if not self._merge.begun:
-            self._merge.begin(top, self.grown, early=self._early)
+            self._merge.begin(end.position, self.grown, early=self._early)
             self._tell_ready()
-        elif self._merge.stands_at(top):
-            self._merge.recover(Past(top.epoch, top.offset, []), self.grown)
+        elif self._merge.stands_at(end):
+            self._merge.recover(end, self.grown)
             self._tell_ready()
         return self._merge.live
 

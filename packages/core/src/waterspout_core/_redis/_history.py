@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from asyncio import Future
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from waterspout_redis import Client, Pipeline
 
@@ -15,6 +15,8 @@ from .._position import Position
 from ._keys import keys_of
 from ._publisher import Publisher, position_of
 from ._script import Functions
+
+T = TypeVar("T")
 
 _META: Final = re.compile(rb"([0-9a-f]{1,32}) ([0-9]{1,18}) [0-9]+ [0-9]+ [0-9]+").fullmatch
 
@@ -73,31 +75,59 @@ class RedisHistory:
 
     def tops(self, topics: Sequence[str]) -> Future[list[Position | None]]:
         """Where each channel stands, asked in one pipeline; None where that is not known."""
-        pipeline = Pipeline()
-        for topic in topics:
-            pipeline.stack_call("GET", keys_of(topic)[0])
-        loop = asyncio.get_running_loop()
-        tops: Future[list[Position | None]] = loop.create_future()
+        return self._ask([("GET", keys_of(topic)[0]) for topic in topics], _tops)
 
-        def answered(reply: Future[list[Any]]) -> None:
-            error = None if reply.cancelled() else reply.exception()
-            if tops.done():
+    def ends(self, topics: Sequence[str]) -> Future[list[Past | None]]:
+        """Where each channel stands, and its last message if that is kept, asked in one pipeline."""
+        commands: list[Sequence[str | int]] = []
+        for topic in topics:
+            meta, log = keys_of(topic)
+            commands += [("GET", meta), ("XREVRANGE", log, "+", "-", "COUNT", 1)]
+        return self._ask(commands, _ends)
+
+    def _ask(self, commands: Sequence[Sequence[str | int]], into: Callable[[list[Any]], T]) -> Future[T]:
+        pipeline = Pipeline()
+        for command in commands:
+            pipeline.stack_call(*command)
+        answer: Future[T] = asyncio.get_running_loop().create_future()
+
+        def answered(replies: Future[list[Any]]) -> None:
+            error = None if replies.cancelled() else replies.exception()
+            if answer.done():
                 return
-            if reply.cancelled():
-                tops.cancel()
+            if replies.cancelled():
+                answer.cancel()
             elif error is not None:
-                tops.set_exception(error)
+                answer.set_exception(error)
             else:
-                tops.set_result([_top(meta) for meta in reply.result()])
+                answer.set_result(into(replies.result()))
 
         self._client.call(pipeline, decode=None).add_done_callback(answered)
-        return tops
+        return answer
 
     async def renew(self, topic: str, lost: Position) -> None:
         """Begin a new epoch, if the channel is still in that of `lost` and has not come as far: a failover has lost
         what somebody has seen, and its numbers must not be given to other messages. Raises RedisError."""
         keys = keys_of(topic)
         await self._functions.run("waterspout_renew", keys, [topic, *lost])
+
+
+def _tops(replies: list[Any]) -> list[Position | None]:
+    return [_top(meta) for meta in replies]
+
+
+def _ends(replies: list[Any]) -> list[Past | None]:
+    ends: list[Past | None] = []
+    for meta, entries in zip(replies[::2], replies[1::2], strict=True):
+        top = _top(meta)
+        if top is None:
+            ends.append(None)
+            continue
+        # Nothing, an error, or an entry that is none of ours tells nothing.
+        found = entries[0][1] if isinstance(entries, list) and entries else [b""]
+        payloads = [(found[1], 0.0)] if found[0] == b"%d" % top.offset else []
+        ends.append(Past(top.epoch, top.offset, payloads))
+    return ends
 
 
 def _top(meta: Any) -> Position | None:

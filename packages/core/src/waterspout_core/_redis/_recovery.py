@@ -11,7 +11,8 @@ from typing import Final
 
 from waterspout_redis import RedisError
 
-from .._history import HIGHEST
+from .._history import HIGHEST, Past
+from .._log import MiB
 from .._position import Position
 from ._errors import is_final, translated_error
 from ._feeds import HistoryFeed
@@ -23,6 +24,7 @@ GAP_DEADLINE: Final = 10.0
 """Seconds for which a hole may wait for the history to be read; then it is told as a gap."""
 
 _TOPS: Final = 1000  # channels asked in one pipeline
+_ENDS_BYTES: Final = 4 * MiB  # about, of their last messages
 _READERS: Final = 32  # histories read at the same time
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 1.0
 
@@ -68,19 +70,19 @@ class Recovery:
         await self._load()
         delay = _FIRST_DELAY
         while self._behind:
-            feeds = list(itertools.islice(self._behind, _TOPS))
+            feeds = self._next()
             breaks = [feed.breaks for feed in feeds]
             try:
-                tops = await self._history.tops([feed.topic for feed in feeds])
+                ends = await self._ends(feeds)
             except RedisError as error:
                 self._failed(feeds, error)
             else:
                 missing = []
-                for feed, before, top in zip(feeds, breaks, tops, strict=True):
+                for feed, before, end in zip(feeds, breaks, ends, strict=True):
                     # After another break it is asked once more: this was read before what came in between.
                     if feed not in self._behind or feed.breaks != before:
                         continue
-                    if top is not None and feed.stands_at(top):
+                    if end is not None and feed.stands_at(end):
                         del self._behind[feed]
                     else:
                         missing.append(feed)
@@ -93,6 +95,23 @@ class Recovery:
                     self._behind[feed] = since
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
+
+    def _next(self) -> list[HistoryFeed]:
+        """Some to ask about in one pipeline: all of them new, or none, and as many as the answer may be large."""
+        feeds: list[HistoryFeed] = []
+        room = _ENDS_BYTES
+        for feed in itertools.islice(self._behind, _TOPS):
+            room -= feed.last_size
+            if feeds and (room < 0 or (feed.position is None) != (feeds[0].position is None)):
+                break
+            feeds.append(feed)
+        return feeds
+
+    async def _ends(self, feeds: Sequence[HistoryFeed]) -> Sequence[Past | None]:
+        topics = [feed.topic for feed in feeds]
+        if feeds[0].position is not None:
+            return await self._history.ends(topics)
+        return [None if top is None else Past(*top, []) for top in await self._history.tops(topics)]
 
     async def _load(self) -> None:
         """So that other programs find the functions as soon as we are there."""
@@ -122,6 +141,9 @@ class Recovery:
 
     async def _read(self, feed: HistoryFeed) -> None:
         known, before = feed.position, feed.breaks
+        if known is not None and known.offset:
+            # And the last one that we know, to see whether it is the same.
+            known = known._replace(offset=known.offset - 1)
         past = await self._history.read(feed.topic, known)
         while (lost := feed.lost_tail(past)) is not None:
             logger.warning("%r has been at %s and is at %s: a failover?", feed.topic, lost, past.position)
