@@ -52,7 +52,7 @@ def draw(path: Path, panels: Sequence[Callable[[Any], None]], across: int = 3) -
 
 def bars(axis: Any, heading: str, unit: str, groups: Sequence[str], series: Sequence[Bars]) -> None:
     """One panel: the groups from top to bottom, in each of them a bar of each of the series."""
-    height = 0.8 / max(len(series), 2)
+    height = 0.8 / max(len(series), 1.5)  # one alone is thinner
     for number, each in enumerate(series):
         places = [(len(series) / 2 - number - 0.5) * height - group for group in range(len(groups))]
         drawn = axis.barh(places, each.lengths, height * 0.9, color=each.colours)
