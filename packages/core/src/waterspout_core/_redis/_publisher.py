@@ -29,7 +29,9 @@ BATCH_BYTES: Final = BULK - 4096
 small enough for the shared connection."""
 
 _OVERHEAD: Final = 32  # bytes around an argument
-_TOGETHER: Final = 32  # channels in one pipeline
+# Channels in one pipeline where so many or more are ready. Larger ones cost us less for each; of few channels in small
+# ones the server works on some while we work on others, which was worth half as much again for 16 callers.
+_TOGETHER: Final = ((65, 32), (17, 16), (0, 8))
 _TRY_AGAIN: Final = 10.0  # seconds
 _RETRY_DELAY: Final = 0.1
 
@@ -91,7 +93,8 @@ class Publisher:
         pipeline = Pipeline()
         together: list[tuple[str, _Batch]] = []
         ready, functions = self._ready, self._functions
-        while ready and len(together) < _TOGETHER:
+        most = next(most for least, most in _TOGETHER if len(ready) >= least)
+        while ready and len(together) < most:
             topic = ready.popleft()
             batches, self._waiting[topic] = _batches(topic, self._waiting[topic])
             if len(batches) == 1:
