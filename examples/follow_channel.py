@@ -13,12 +13,18 @@ url = sys.argv[1] if len(sys.argv) > 1 else "redis://localhost"
 place = Path(sys.argv[2] if len(sys.argv) > 2 else "news.position")
 
 
+after = place.read_text() if place.exists() else "earliest"
+
+
+def keep(position: object) -> None:
+    place.write_text(str(position))
+
+
 async def main() -> None:
-    after = place.read_text() if place.exists() else "earliest"
     async with RedisStore("news", url) as store, store.subscribe(after=after) as messages:
         async for message in messages:
             print("some were lost" if isinstance(message, Gap) else message.text, flush=True)
-            place.write_text(str(messages.position))
+            keep(messages.position)
 
 
 asyncio.run(main())

@@ -57,3 +57,8 @@ def test_nowhere_is_an_id_of_no_log() -> None:
 def test_what_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(BadPosition):
         from_id(text)
+
+
+def test_one_position_is_an_id_too() -> None:
+    position = Position("f00", 5)
+    assert to_id(position) == to_id([position]) == str(position) == "f00-5"

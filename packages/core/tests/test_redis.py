@@ -212,6 +212,35 @@ def test_f34_overlapping_subscriptions_deliver_to_a_store_once(redis_server: Run
     run(use())
 
 
+def test_what_is_not_kept_does_not_push_out_what_is(redis_server: RunningServer) -> None:
+    async def use() -> None:
+        async with RedisStore("news", redis_server.url, history=3) as here:
+            kept = [(await here.submit(text), Message(text)) for text in "abcd"][1:]
+            for number in range(5):
+                redis_server.call("PUBLISH", "news", f"plain {number}")
+            await eventually(lambda: here.log.top == 9)
+            async with RedisStore("news", redis_server.url, history=3) as there:
+                for store in (here, there):
+                    assert await store.history(10) == kept
+                    assert await store.history(2) == kept[1:]
+                    assert await store.history(0) == []
+                    async with store.subscribe(after="earliest") as messages:
+                        assert [await anext(messages) for _ in kept] == [message for _, message in kept]
+
+    run(use())
+
+
+def test_who_subscribes_to_a_closed_store_is_told(redis_server: RunningServer) -> None:
+    async def use() -> None:
+        store = RedisStore("news", redis_server.url)
+        async with store:
+            pass
+        with pytest.raises(BrokerError, match="closed"):
+            await anext(store.subscribe())
+
+    run(use())
+
+
 def test_without_the_redis_client_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import waterspout_core
 from waterspout_core import BadMessage, Position
 from waterspout_core._history import History, Past
 from waterspout_core._redis._history import RedisHistory
@@ -818,3 +820,10 @@ def test_it_can_be_used_in_one_loop_after_the_other(redis_server: RunningServer)
 
     assert run(use(close=False)) == 1
     assert run(use(close=True)) == 2
+
+
+def test_other_programs_can_bring_the_functions_themselves(redis_server: RunningServer) -> None:
+    library = Path(waterspout_core.__path__[0]) / "_redis" / "waterspout.lua"
+    redis_server.call("FUNCTION", "FLUSH")
+    assert redis_server.call("FUNCTION", "LOAD", "REPLACE", library.read_bytes()) == b"waterspout"
+    assert redis_server.call("FCALL", "waterspout_publish", 1, "news", "Hello").endswith(b"-1")

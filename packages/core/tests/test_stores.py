@@ -18,6 +18,7 @@ from waterspout_core import (
     Message,
     Position,
     QueueStore,
+    Submitted,
 )
 
 
@@ -224,3 +225,25 @@ def test_a_store_that_nobody_holds_any_more_is_gone_at_once_with_its_log(listen:
         asyncio.run(use())
     finally:
         gc.enable()
+
+
+def test_a_store_of_ones_own_returns_what_append_gives() -> None:
+    class Shouting(BaseStore):
+        def submit(self, data: Any, event: str | None = None) -> Submitted:
+            return self.append(Message(data.upper(), event))
+
+    async def use() -> None:
+        async with Shouting() as store, store.subscribe() as messages:
+            position = await store.submit("goal")
+            assert position == Position(store.log.epoch, 1)
+            assert await anext(messages) == Message("GOAL")
+            assert await asyncio.to_thread(lambda: store.submit_threadsafe("again").result(5)) == store.log.position
+
+    asyncio.run(use())
+
+
+def test_what_is_no_entry_is_not_appended() -> None:
+    store = QueueStore()
+    with pytest.raises(TypeError, match="a Message or a Gap, not 'raw'"):
+        store.append("raw")  # type: ignore[arg-type]
+    assert store.log.top == 0

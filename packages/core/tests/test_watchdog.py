@@ -228,3 +228,19 @@ def test_a_link_stays_deaf_until_there_is_a_better_one(two_servers: tuple[Runnin
             await eventually(lambda: pubsub.health.state == "connected")
 
     run(use())
+
+
+def test_an_outage_is_one_however_often_it_is_tried_to_end_it(fresh_redis_server: RunningServer) -> None:
+    told: list[Health] = []
+
+    async def use() -> None:
+        async with open_pubsub(fresh_redis_server.url, on_health=told.append) as pubsub:
+            await pubsub.subscribe("a")
+            fresh_redis_server.stop()
+            await eventually(lambda: pubsub.health.state == "disconnected")
+            await eventually(lambda: pubsub.health.seconds > 1.5)  # some attempts later
+            fresh_redis_server.start()
+            await eventually(lambda: pubsub.health.state == "connected")
+
+    run(use())
+    assert [health.state for health in told] == ["connecting", "connected", "disconnected", "connected", "closed"]

@@ -577,7 +577,7 @@ class Half(float):
     """As numpy's scalars are."""
 
 
-@pytest.mark.parametrize("value", [True, None, Number.ONE, Half(0.5), [1], object()], ids=repr)
+@pytest.mark.parametrize("value", [True, None, Number.ONE, Half(0.5), [1], ...], ids=repr)
 def test_a_wrong_argument_is_refused_before_anything_is_sent(redis_server: RunningServer, value: Any) -> None:
     async def main() -> None:
         async with Redis(redis_server.url) as r:

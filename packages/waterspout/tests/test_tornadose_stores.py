@@ -529,8 +529,8 @@ def test_b10_a_wrong_password_or_a_channel_that_is_forbidden_is_told(fresh_redis
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"connection_pool": object()}, TypeError),
-        ({"credential_provider": object()}, TypeError),
+        ({"connection_pool": "of connections"}, TypeError),
+        ({"credential_provider": "of credentials"}, TypeError),
         ({"hots": "localhost"}, TypeError),
         ({"encoding": "latin-1"}, ValueError),
         ({"port": 0}, ValueError),

@@ -19,7 +19,7 @@ from ._message import GAP_EVENT, Entry, Gap, Message, Payload, check_channel, ch
 from ._position import EARLIEST, Position, from_id, new_epoch, to_id
 from ._protocols import JSONProtocol, MsgpackProtocol
 from ._pubsub import Health, PubSub, PubSubProtocol
-from ._stores import BaseStore, DataStore, QueueStore, Source, Subscriber
+from ._stores import BaseStore, DataStore, QueueStore, Source, Submitted, Subscriber
 from ._subscription import Subscription
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "QueueStore",
     "RedisStore",
     "Source",
+    "Submitted",
     "Subscriber",
     "Subscription",
     "TooManyChannels",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 from ._brokers import open_pubsub
@@ -103,7 +104,15 @@ class ChannelStore(BaseStore):
     async def history(self, limit: int) -> list[tuple[Position, Message]]:
         await self.ready()
         await self._feed.reach({EARLIEST: 0}, self.pubsub)
-        return await super().history(min(limit, self.log.top - self._feed.earliest()))
+        log = self.log
+        before = self._feed.earliest(limit)
+        _, entries = log.newest(log.top - before)
+        places = pairwise(log.positions(before, len(entries) + 1))
+        return [
+            (place, entry)
+            for (last, place), entry in zip(places, entries, strict=True)
+            if isinstance(entry, Message) and place != last  # else it has no place of its own, and is not kept
+        ]
 
     def submit(
         self, data: Payload, event: str | None = None, *, key: str | None = None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol, cast
 from ._envelope import decoded
 from ._log import Log
 from ._message import Entry, Gap
-from ._position import EARLIEST
 from ._stores import BaseStore, pieces
 
 if TYPE_CHECKING:
@@ -54,12 +53,15 @@ class Feed(abc.ABC):
     def read_early(self) -> None:  # noqa: B027  # a hook: who has begun from the beginning misses nothing
         """Somebody reads already, though it has not `begun`: what is published until then will be told as a gap."""
 
-    def earliest(self) -> int:
-        """The cursor from which all is read that is kept for those who come later."""
+    def earliest(self, limit: int | None = None) -> int:
+        """The cursor from which all is read that is kept for those who come later, or the newest `limit` of that."""
         log = self.log
         if self.history is None:
             return log.top
-        return max(log.cursor({EARLIEST: 0}), log.top - self.history.messages)
+        # By position: what was published without history, or in an earlier epoch, is none of it.
+        epoch, top = log.position
+        most = self.history.messages if limit is None else min(max(limit, 0), self.history.messages)
+        return max(log.cursor({epoch: max(top - most, 0)}), log.start - 1)
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Put `entries` into the log, and tell the stores."""

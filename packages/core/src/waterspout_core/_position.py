@@ -43,7 +43,8 @@ def new_epoch() -> str:
 
 def to_id(positions: Iterable[Position]) -> str:
     """The id that carries all `positions`: for one channel `epoch-offset`, for more of them joined by commas."""
-    return ",".join(map(str, positions))
+    # A position is a tuple, too.
+    return str(positions) if isinstance(positions, Position) else ",".join(map(str, positions))
 
 
 def from_id(text: str) -> Mapping[str, int]:

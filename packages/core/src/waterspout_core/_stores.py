@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, Self
 
 from ._log import ENTRY_COST, Log, MiB
-from ._message import Entry, Message, Payload
+from ._message import Entry, Gap, Message, Payload
 from ._position import Position
 from ._subscription import Subscription
 
@@ -107,12 +107,14 @@ class BaseStore:
 
         return asyncio.run_coroutine_threadsafe(submit(), loop)
 
-    def append(self, entry: Entry) -> int:
-        """Put `entry` into the log and see to it that the subscribers are woken soon, once for a whole burst. Returns
-        its index in the log."""
+    def append(self, entry: Entry) -> Submitted:
+        """Put a `Message` or a `Gap` into the log, and see to it that the subscribers are woken soon, once for a whole
+        burst. What it returns may be awaited for its position, and is what `submit` should return."""
+        if not isinstance(entry, Message | Gap):
+            raise TypeError(f"append takes a Message or a Gap, not {entry!r:.80}")
         index = self.log.append(entry)
         self.grown()
-        return index
+        return Submitted(self.log, index)
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Put many entries into the log, like `append`."""
@@ -154,7 +156,8 @@ class BaseStore:
         return self.log.top if offsets is None else self.log.cursor(offsets)
 
     async def seek(self, offsets: Mapping[str, int] | None = None) -> int:
-        """The same, when the store is ready, and with what the broker keeps and this process does not have yet."""
+        """The cursor of a subscriber that begins, or that stopped at `offsets` (by epoch), when the store is ready and
+        has fetched what the broker keeps and this process does not have yet."""
         await self.ready()
         return self.cursor(offsets)
 
@@ -176,7 +179,8 @@ class BaseStore:
         return self.log.position
 
     async def history(self, limit: int) -> list[tuple[Position, Message]]:
-        """The newest `limit` messages that are kept, the oldest of them first, with their positions."""
+        """The newest `limit` messages that are kept, the oldest of them first, with their positions. Like `position` it
+        waits for a broker that is away."""
         await self.ready()
         first, entries = self.log.newest(limit)
         placed = zip(self.log.positions(first, len(entries)), entries, strict=True)
@@ -256,7 +260,7 @@ class DataStore(BaseStore):
         """Set and publish the current value. Raises `BadMessage`."""
         message = Message(data, event)
         self._data = data
-        return Submitted(self.log, self.append(message))
+        return self.append(message)
 
     def cursor(self, offsets: Mapping[str, int] | None = None) -> int:
         """Before the current value, unless `offsets` say it has been seen."""
@@ -282,4 +286,4 @@ class QueueStore(BaseStore):
 
     def submit(self, data: Payload, event: str | None = None) -> Submitted:
         """Publish `data` as one message. Raises `BadMessage`."""
-        return Submitted(self.log, self.append(Message(data, event)))
+        return self.append(Message(data, event))

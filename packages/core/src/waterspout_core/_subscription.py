@@ -55,9 +55,10 @@ class Subscription:
             if self._offsets and EARLIEST in self._offsets:
                 self._cursor = min(self._cursor, self._now)
         log = self._store.log
-        while self._cursor >= log.top:
-            await self._bell.wait()
-            log = self._store.log
+        if self._cursor >= log.top:
+            await self._store.ready()  # or nothing will ever come
+            while self._cursor >= log.top:
+                await self._bell.wait()
         first, self._run = log.read(self._cursor)
         self._cursor = first + len(self._run) - 1
         self._next = 1

@@ -93,9 +93,8 @@ class Functions:
             await self._client.call("SCRIPT", "LOAD", _source())
 
     async def _load_library(self) -> None:
-        code = f"#!lua name=waterspout\n{_source()}"
         try:
-            await self._client.call("FUNCTION", "LOAD", "REPLACE", code)
+            await self._client.call("FUNCTION", "LOAD", "REPLACE", _library())
             await self._client.call("FCALL", "waterspout_version", 0)  # to call them may be forbidden
         except RedisError as error:
             if not _NO_FUNCTIONS(str(error)):
@@ -109,5 +108,11 @@ def _is_unknown(error: RedisError) -> bool:
 
 
 @cache
-def _source() -> str:
+def _library() -> str:
     return files(__package__).joinpath("waterspout.lua").read_text("utf-8")
+
+
+@cache
+def _source() -> str:
+    """The same as a script, which has no name."""
+    return _library().partition("\n")[2]

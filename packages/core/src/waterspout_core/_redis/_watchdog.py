@@ -33,6 +33,7 @@ class Watchdog:
             raise ValueError(f"silence is a number of seconds above 0, not {silence}")
         self._link, self._client, self._silence, self._on_health = link, client, silence, on_health
         self._state: HealthState = "disconnected"
+        self._tried = False
         self._since = self._heard = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -50,9 +51,10 @@ class Watchdog:
         """The link tells that it is in this state now."""
         if state is LinkState.CONNECTED:
             self.heard()
-        # A deaf link is so until there is a better one.
-        if self._state != "deaf" or state in (LinkState.CONNECTED, LinkState.CLOSED):
-            self._change(_NAMES[state])
+        elif state is not LinkState.CLOSED and (self._state == "deaf" or (self._tried and self._state != "connected")):
+            return  # what is down or deaf is so until there is a better one, however often that is tried
+        self._tried = True
+        self._change(_NAMES[state])
 
     def start(self) -> None:
         """Watch, in the running loop."""

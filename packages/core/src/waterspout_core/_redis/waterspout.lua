@@ -1,3 +1,4 @@
+#!lua name=waterspout
 -- A channel's history in Redis: a library of functions, and where the server has none, a script that is given the
 -- name of the function as its last argument.
 --

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
@@ -84,17 +85,29 @@ class RedisTarget:
         self._channels = Channels(url, history=history, retention=retention)
         self._channel = channel
         self._event = event
+        # Where there is a history, what is sent again does not arrive twice.
+        self._run = secrets.token_hex(8) if history else None
+        self._taken = 0
 
     async def send(self, batch: list[Payload]) -> None:
-        publishing = [self._channels.publish(self._channel, self._event, payload) for payload in batch]
+        publishing = [
+            self._channels.publish(self._channel, self._event, payload, key=self._key(number))
+            for number, payload in enumerate(batch, self._taken)
+        ]
         results = await asyncio.gather(*publishing, return_exceptions=True)
         for sent, result in enumerate(results):
             if isinstance(result, BrokerError):
+                self._taken += sent
                 raise Away(str(result), sent) from None
             if isinstance(result, BadMessage):  # it is alone, as all that are large
+                self._taken += 1
                 raise TooLarge(str(result)) from None
             if isinstance(result, BaseException):
                 raise result
+        self._taken += len(batch)
+
+    def _key(self, number: int) -> str | None:
+        return None if self._run is None else f"{self._run}-{number}"
 
     async def aclose(self) -> None:
         await self._channels.aclose()
