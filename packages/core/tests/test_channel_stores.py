@@ -242,3 +242,20 @@ def test_clients_are_not_told_what_only_stores_have_subscribed_and_unsubscribe_n
         assert await pubsub.channels() == []
 
     asyncio.run(use())
+
+
+def test_who_publishes_when_it_is_woken_does_not_take_the_position_of_who_woke_it() -> None:
+    class Echo:
+        def wake(self, store: Any) -> None:
+            if store.log.top == 1:
+                store.submit("echo")
+
+    async def use() -> None:
+        store = ChannelStore("a", MemoryPubSub(), max_messages=1)  # so small that each message wakes at once
+        await store.ready()
+        store.register(Echo())
+        position = await store.submit("first")
+        assert position is not None
+        assert position.offset == 1
+
+    asyncio.run(use())

@@ -247,3 +247,20 @@ def test_what_is_no_entry_is_not_appended() -> None:
     with pytest.raises(TypeError, match="a Message or a Gap, not 'raw'"):
         store.append("raw")  # type: ignore[arg-type]
     assert store.log.top == 0
+
+
+def test_a_subscription_that_was_closed_in_the_middle_knows_where_it_was() -> None:
+    async def use() -> None:
+        store = QueueStore()
+        subscription = store.subscribe()
+        for text in "abcd":
+            store.submit(text)
+        assert [await anext(subscription), await anext(subscription)] == [Message("a"), Message("b")]
+        await subscription.aclose()
+        assert subscription.position == Position(store.log.epoch, 2)
+        with pytest.raises(StopAsyncIteration):
+            await anext(subscription)
+        again = store.subscribe(after=subscription.position)
+        assert await anext(again) == Message("c")
+
+    asyncio.run(use())

@@ -65,16 +65,17 @@ class MemoryBroker:
         """The same for a message, once for each `key`; its position in the log of `feed`."""
         if key is not None and (known := self._known(channel, key)):
             return known
+        position = None
         if feed is not None:
+            index = feed.log.top + 1  # whoever is woken by it may publish, too
             feed.put((message,))
+            position = feed.log.position_at(index)
+            if key is not None:
+                self._keys[channel, key] = time.monotonic() + KEY_SECONDS, position
             if not feed.in_use:
                 self.rest(feed)
         self._spread(channel, lambda: ENVELOPE.encode(message))
-        if feed is None:
-            return None
-        if key is not None:
-            self._keys[channel, key] = time.monotonic() + KEY_SECONDS, feed.log.position
-        return feed.log.position
+        return position
 
     def rest(self, feed: MemoryFeed) -> None:
         """Nobody reads `feed`: keep it for a while from now on, if it has a history."""

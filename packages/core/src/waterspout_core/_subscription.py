@@ -66,7 +66,9 @@ class Subscription:
 
     async def aclose(self) -> None:
         """End it; who waits for the next message gets none."""
-        self._run = []
+        if self._cursor is not None:
+            self._cursor += self._next - len(self._run)
+        self._run, self._next = [], 0
         self._store.deregister(self._bell)
         self._bell.close()
 
