@@ -1,6 +1,7 @@
 """Everything at once: thousands of callers who cancel and time out while the server kills every connection."""
 
 import asyncio
+import contextlib
 import os
 import random
 from collections import Counter
@@ -98,8 +99,8 @@ class Storm:
                 self.outcomes["watched"] += 1
 
     async def caller(self, number: int) -> None:
-        chance, loop = self.chance, asyncio.get_running_loop()
-        while loop.time() < self.end:
+        chance = self.chance
+        while not self.over:
             # They shall be many at a time, but not only wait for each other.
             await asyncio.sleep(chance.random() * 0.1)
             self.tokens += 1
@@ -137,12 +138,21 @@ class Storm:
             self.server.call("CLIENT", "KILL", "TYPE", "normal")
             self.outcomes["killed"] += 1
 
+    def missing(self) -> set[str]:
+        """What has not happened yet."""
+        outcomes = {kind.__name__ for kind in self.kinds} | {"killed", "cancelled", "impatient"}
+        return {outcome for outcome in outcomes | {"CallTimeout", "ConnectionLost"} if not self.outcomes[outcome]}
+
     async def rage(self) -> None:
         self.counts = [0] * CALLERS
-        self.end = asyncio.get_running_loop().time() + SECONDS
+        self.over = False
         callers = [asyncio.create_task(self.caller(number)) for number in range(CALLERS)]
         others = [asyncio.create_task(self.impatience(callers)), asyncio.create_task(self.trouble())]
         await asyncio.sleep(SECONDS)
+        # On a busy machine it takes longer until everything has happened once.
+        with contextlib.suppress(AssertionError):
+            await eventually(lambda: not self.missing(), deadline=15)
+        self.over = True
         for task in others:
             task.cancel()
         await asyncio.wait(others)
@@ -159,10 +169,7 @@ async def storm(server: RunningServer) -> None:
         storm = Storm(client, server, random.Random(SEED))
         await storm.rage()
         print(dict(storm.outcomes))
-        for outcome in (*{kind.__name__ for kind in storm.kinds}, "killed", "cancelled", "impatient"):
-            assert storm.outcomes[outcome], outcome
-        for error in (CallTimeout, ConnectionLost):
-            assert storm.outcomes[error.__name__], error
+        assert storm.missing() == set()
 
         # And then all is as it was. A lane may still be connecting, for callers who are gone.
         await eventually(lambda: client.in_flight == 0 and asyncio.all_tasks() == {asyncio.current_task()})
