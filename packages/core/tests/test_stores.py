@@ -215,7 +215,9 @@ def test_a_store_that_nobody_holds_any_more_is_gone_at_once_with_its_log(listen:
         listen(store)
         await store.submit("x" * 1000)
         await asyncio.sleep(0)
-        store.subscribers.clear()
+        for reader in tuple(store.subscribers):
+            store.deregister(reader)
+        del reader
         gone = weakref.ref(store)
         del store
         assert gone() is None  # not when the garbage collector comes by, which counts objects and not bytes

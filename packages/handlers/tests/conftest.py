@@ -26,7 +26,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from waterspout_core import ChannelStore, MemoryPubSub, PubSub, QueueStore
-from waterspout_handlers import EventSource, NotFound, PublishHandler, WebSocketSubscriber
+from waterspout_handlers import Connections, EventSource, NotFound, PublishHandler, WebSocketSubscriber
 
 DEADLINE: Final = 10.0
 """Seconds for anything that has to happen."""
@@ -286,14 +286,33 @@ class HesitantStore(QueueStore):
         await self.waiting[-1]
 
 
+class CountingSocket:
+    """A socket that counts how often it is asked to send."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.sends = 0
+
+    def send(self, data: Any) -> int:
+        self.sends += 1
+        return self._sock.send(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
 class RecordingServer(HTTPServer):
     """A server that knows the streams of all its connections, detached ones too."""
+
+    counting = False
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         super().initialize(*args, **kwargs)
         self.streams: list[IOStream] = []
 
     def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
+        if self.counting:
+            stream.socket = CountingSocket(stream.socket)
         self.streams.append(stream)
         super().handle_stream(stream, address)
 
@@ -301,9 +320,10 @@ class RecordingServer(HTTPServer):
 class Server:
     """A running server, and what is needed to talk to it."""
 
-    def __init__(self, port: int, streams: list[IOStream], *, tls: bool) -> None:
+    def __init__(self, port: int, streams: list[IOStream], connections: Connections, *, tls: bool) -> None:
         self.port = port
         self.streams = streams
+        self.connections = connections
         self.host = f"127.0.0.1:{port}"
         self._tls = ssl.create_default_context(cafile=str(CERTIFICATE)) if tls else None
         self._peers: list[Peer] = []
@@ -353,41 +373,60 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def run_server(
-    routes: list[Any], *, tls: bool = False, send_buffer: int | None = None, **settings: Any
+    routes: list[Any],
+    *,
+    tls: bool = False,
+    send_buffer: int | None = None,
+    counting: bool = False,
+    connections: Connections | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Server]:
     context = None
     if tls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(CERTIFICATE)
-    http = RecordingServer(Application(routes, default_handler_class=NotFound, **settings), ssl_options=context)
+    connections = Connections() if connections is None else connections  # an empty one is false
+    application = Application(routes, default_handler_class=NotFound, connections=connections, **settings)
+    http = RecordingServer(application, ssl_options=context)
+    http.counting = counting
     sockets = bind_sockets(0, "127.0.0.1")
     for sock in sockets if send_buffer is not None else ():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # every accepted one inherits it
     http.add_sockets(sockets)
-    server = Server(sockets[0].getsockname()[1], http.streams, tls=tls)
+    server = Server(sockets[0].getsockname()[1], http.streams, connections, tls=tls)
     try:
         yield server
     finally:
         http.stop()
         server.close_peers()
         await http.close_all_connections()
+        for outlet in connections:
+            outlet.close()
         for stream in http.streams:
             stream.close()
         await asyncio.sleep(0)  # the close callbacks
+
+
+SUBSCRIBERS: Final = {"/events": EventSource, "/ws": WebSocketSubscriber}
 
 
 @pytest.fixture
 def serve() -> Callable[..., contextlib.AbstractAsyncContextManager[Server]]:
     """`async with serve(store=store) as server`, or `source=source`: `/events`, `/ws` and `/channels/NAME` over it.
 
-    `routes` come before these; `tls`, `send_buffer` and Tornado's settings may follow.
+    `routes` come before these, `door` are arguments of the subscribers' ones; `tls`, `send_buffer` and Tornado's settings may follow.
     """
 
     def serve(
-        *, routes: list[Any] | None = None, store: Any = None, source: Any = None, **options: Any
+        *,
+        routes: list[Any] | None = None,
+        store: Any = None,
+        source: Any = None,
+        door: dict[str, Any] | None = None,
+        **options: Any,
     ) -> contextlib.AbstractAsyncContextManager[Server]:
         kept = {"store": store} if store is not None else {"source": source or ChannelSource()}
-        doors: list[Any] = [(r"/events", EventSource, kept), (r"/ws", WebSocketSubscriber, kept)]
+        doors: list[Any] = [(path, handler, kept | (door or {})) for path, handler in SUBSCRIBERS.items()]
         if store is None:
             doors.append((r"/channels/(.+)", PublishHandler, kept))
         return run_server([*(routes or []), *doors], **options)

@@ -1,4 +1,4 @@
-"""Server-sent events: who is let in, where a stream begins, and how it is resumed."""
+"""Server-sent events: who is let in, what the head says, and who goes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import pytest
 from tornado.web import RequestHandler
 
 from waterspout_core import DataStore, QueueStore
-from waterspout_handlers import EventSource
+from waterspout_handlers import Connections, EventSource
+from waterspout_handlers._goodbye import RESTART
 
 
-async def test_a_message_arrives_as_an_event_with_channel_name_and_id(serve: Any, channel_source: Any) -> None:
+async def test_b19_b20_a_message_arrives_as_an_event_with_its_name_and_id_and_all_its_lines(
+    serve: Any, channel_source: Any
+) -> None:
     source = channel_source()
     async with serve(source=source) as server:
         peer = await server.listen("/events?channel=news")
@@ -24,8 +27,9 @@ async def test_a_message_arrives_as_an_event_with_channel_name_and_id(serve: Any
         assert await peer.event() == ("tor\nfür uns", str(store.log.position), "goal")
 
 
-async def test_the_head_keeps_caches_and_proxies_away(serve: Any) -> None:
-    async with serve(store=QueueStore()) as server:
+async def test_b17_f57_the_head_keeps_caches_and_proxies_away(serve: Any) -> None:
+    store = QueueStore()
+    async with serve(store=store) as server:
         peer = await server.listen("/events")
         headers = peer.response.headers
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -33,7 +37,10 @@ async def test_the_head_keeps_caches_and_proxies_away(serve: Any) -> None:
         assert headers["x-accel-buffering"] == "no"
         assert headers["transfer-encoding"] == "chunked"
         assert "content-length" not in headers
-        assert 1000 <= peer.parser.reconnection_time <= 3000
+        assert headers["connection"] == "close"
+        # At once, before there is any message: some of what stands in between waits for the first bytes of a body.
+        assert 1000 <= peer.parser.reconnection_time <= 5000
+        assert peer.parser.last_event_id == headers["last-event-id"] == str(store.log.position)
 
 
 async def test_a_newcomer_gets_what_is_published_from_now_on(serve: Any) -> None:
@@ -79,205 +86,6 @@ async def test_the_data_is_the_whole_message_where_that_is_asked_for(serve: Any,
         assert event.type == "moved"
 
 
-# Resuming
-
-
-@pytest.mark.parametrize("way", ["header", "query"])
-async def test_a_reader_goes_on_behind_the_last_event_it_saw(serve: Any, way: str) -> None:
-    store = QueueStore()
-    positions = [await store.submit(text) for text in "abcd"]
-    async with serve(store=store) as server:
-        if way == "header":
-            peer = await server.listen("/events", last_event_id=str(positions[1]))
-        else:
-            peer = await server.listen(f"/events?last_event_id={positions[1]}")
-        assert await peer.events(2) == [("c", str(positions[2]), "message"), ("d", str(positions[3]), "message")]
-        await store.submit("e")
-        assert (await peer.event()).data == "e"
-
-
-async def test_the_header_is_newer_than_the_url(serve: Any) -> None:
-    store = QueueStore()
-    positions = [await store.submit(text) for text in "abc"]
-    async with serve(store=store) as server:
-        peer = await server.listen(f"/events?last_event_id={positions[0]}", last_event_id=str(positions[1]))
-        assert (await peer.event()).data == "c"
-
-
-async def test_an_unknown_position_gets_one_gap_and_then_all_that_is_kept(serve: Any) -> None:
-    store = QueueStore(max_messages=3)
-    for text in "abcde":
-        store.submit(text)
-    async with serve(store=store) as server:
-        peer = await server.listen("/events", last_event_id="0123456789-7")
-        gap, *kept = await peer.events(4)
-        assert (gap.type, gap.data) == ("gap", '{"missed":null}')
-        assert [event.data for event in kept] == ["c", "d", "e"]
-        # The gap has a position of its own: who is cut right behind it misses nothing of what is kept.
-        again = await server.listen("/events", last_event_id=gap.id)
-        assert await again.events(3) == kept
-
-
-async def test_an_unknown_position_of_an_empty_log_gets_its_gap_at_once(serve: Any) -> None:
-    store = QueueStore()
-    async with serve(store=store) as server:
-        peer = await server.listen("/events", last_event_id="0123456789-7")
-        assert await peer.event() == ('{"missed":null}', f"{store.log.epoch}-0", "gap")
-        await store.submit("a")
-        assert (await peer.event()).data == "a"
-
-
-@pytest.mark.parametrize("way", ["header", "query"])
-async def test_earliest_begins_with_all_that_is_kept_and_no_gap(serve: Any, way: str) -> None:
-    store = QueueStore(max_messages=3)
-    for text in "abcde":
-        store.submit(text)
-    async with serve(store=store) as server:
-        if way == "header":
-            peer = await server.listen("/events", last_event_id="earliest")
-        else:
-            peer = await server.listen("/events?last_event_id=earliest")
-        assert [(event.type, event.data) for event in await peer.events(3)] == [("message", text) for text in "cde"]
-        # It need not ask for the earliest again: cut here, it goes on here.
-        again = await server.listen("/events", last_event_id=peer.parser.last_event_id)
-        store.submit("f")
-        assert (await again.event()).data == "f"
-
-
-async def test_earliest_of_an_empty_log_begins_with_what_comes(serve: Any) -> None:
-    store = QueueStore()
-    async with serve(store=store) as server:
-        peer = await server.listen("/events?last_event_id=earliest")
-        store.submit("first")
-        assert (await peer.event()).data == "first"
-
-
-async def test_a_position_above_the_top_gets_a_gap(serve: Any) -> None:
-    store = QueueStore()
-    await store.submit("a")
-    async with serve(store=store) as server:
-        peer = await server.listen("/events", last_event_id=f"{store.log.epoch}-2")
-        gap, kept = await peer.events(2)
-        assert (gap.type, gap.data, kept.data) == ("gap", '{"missed":null}', "a")
-
-
-async def test_a_gap_tells_how_many_messages_have_fallen_off(serve: Any) -> None:
-    store = QueueStore(max_messages=2)
-    seen = await store.submit("seen")
-    for text in "abcde":
-        store.submit(text)
-    async with serve(store=store) as server:
-        peer = await server.listen("/events", last_event_id=str(seen))
-        gap, *kept = await peer.events(3)
-        assert (gap.type, gap.data) == ("gap", '{"missed":3}')
-        assert [event.data for event in kept] == ["d", "e"]
-
-
-@pytest.mark.parametrize("bad", ["nonsense", "é", "x-", "-1", "a-1,", "a" * 5000])
-async def test_a_bad_header_is_an_unknown_position_because_a_browser_gives_up_for_ever(serve: Any, bad: str) -> None:
-    store = QueueStore()
-    await store.submit("a")
-    async with serve(store=store) as server:
-        peer = await server.listen("/events", last_event_id=bad)
-        gap, kept = await peer.events(2)
-        assert (gap.type, kept.data) == ("gap", "a")
-
-
-async def test_one_id_carries_the_positions_of_several_channels(serve: Any, channel_source: Any) -> None:
-    """Cut behind every single event, also in the middle of a batch, and resumed: nothing lost, nothing repeated."""
-    source = channel_source()
-    async with serve(source=source) as server:
-        peer = await server.listen("/events?channel=a&channel=b&channel=c")
-        for batch in range(3):
-            for number in range(3):
-                source.open("a").submit(f"a{batch}{number}")
-                await source.open("b").submit(f"b{batch}{number}")
-            await source.open("c").submit(f"c{batch}")
-        events = await peer.events(21)
-        for cut in range(21):
-            again = await server.listen("/events?channel=a&channel=b&channel=c", last_event_id=events[cut].id)
-            marker = f"end of {cut}"
-            await source.open("c").submit(marker, "marker")
-            missed: list[Any] = []
-            while not missed or missed[-1].data != marker:
-                missed += await again.events(1)
-            got = [event.data for event in (*events[: cut + 1], *missed) if event.type == "message"]
-            assert sorted(got) == sorted(event.data for event in events)
-            for channel in "abc":
-                of_channel = [data for data in got if data.startswith(channel)]
-                assert of_channel == sorted(of_channel)
-            again.close()
-
-
-async def test_positions_need_no_order_and_channels_may_come_and_go(serve: Any, channel_source: Any) -> None:
-    source = channel_source()
-    async with serve(source=source) as server:
-        peer = await server.listen("/events?channel=a&channel=b")
-        await source.open("a").submit("a1")
-        await source.open("b").submit("b1")
-        last = (await peer.events(2))[1].id
-        await source.open("a").submit("a2")
-        await source.open("b").submit("b2")
-        turned = ",".join(reversed(last.split(",")))
-        both = await server.listen("/events?channel=b&channel=a", last_event_id=turned)
-        assert sorted(event.data for event in await both.events(2)) == ["a2", "b2"]
-        fewer = await server.listen("/events?channel=b", last_event_id=last)
-        assert (await fewer.event()).data == "b2"
-        more = await server.listen("/events?channel=a&channel=new", last_event_id=last)
-        # Nobody can tell whether this reader has ever seen anything of the new channel.
-        assert sorted((event.type, event.data) for event in await more.events(2)) == [
-            ("gap", '{"missed":null}'),
-            ("message", "a2"),
-        ]
-
-
-async def test_of_several_channels_only_the_lost_one_has_a_gap_and_a_cut_before_it_does_not_hide_it(
-    serve: Any, channel_source: Any
-) -> None:
-    source = channel_source()
-    async with serve(source=source) as server:
-        await source.open("a").ready()
-        await source.open("b").ready()
-        for text in ("a1", "a2"):
-            await source.open("a").submit(text)
-        await source.open("b").submit("b1")
-        known = f"{source.open('a').log.epoch}-1,0123456789-4"
-        peer = await server.listen("/events?channel=a&channel=b", last_event_id=known)
-        a2, gap, b1 = await peer.events(3)
-        assert [a2.data, gap.type, b1.data] == ["a2", "gap", "b1"]
-        # The first event came before the gap was told: resumed from it, the gap is still there.
-        again = await server.listen("/events?channel=a&channel=b", last_event_id=a2.id)
-        assert [(event.type, event.data) for event in await again.events(2)] == [
-            ("gap", '{"missed":null}'),
-            ("message", "b1"),
-        ]
-
-
-async def test_a_channel_named_twice_delivers_once(serve: Any, channel_source: Any) -> None:
-    source = channel_source()
-    async with serve(source=source) as server:
-        peer = await server.listen("/events?channel=a&channel=a&channel=b&channel=a")
-        for text in ("one", "two"):
-            await source.open("a").submit(text)
-        assert [event.data for event in await peer.events(2)] == ["one", "two"]
-        assert len(source.open("a").subscribers) == 1
-
-
-async def test_a_hundred_channels_resume_from_one_header(serve: Any, channel_source: Any) -> None:
-    source = channel_source()
-    names = [f"{'long' * 50}-{number}" for number in range(100)]
-    path = "/events?" + "&".join(f"channel={name}" for name in names)
-    async with serve(source=source) as server:
-        peer = await server.listen(path)
-        for name in names:
-            await source.open(name).submit(name)
-        last = (await peer.events(100))[-1].id
-        for name in names:
-            await source.open(name).submit(f"{name} again")
-        again = await server.listen(path, last_event_id=last)
-        assert {event.data for event in await again.events(100)} == {f"{name} again" for name in names}
-
-
 async def test_channels_may_be_named_by_the_path(serve: Any, channel_source: Any) -> None:
     source = channel_source()
     async with serve(routes=[(r"/live/([^/]+)", EventSource, {"source": source})], source=source) as server:
@@ -300,8 +108,8 @@ async def test_http_1_0_gets_a_stream_without_chunks(serve: Any) -> None:
         await store.submit("a\nb")
         assert await peer.event() == ("a\nb", str(store.log.position), "message")
         [outlet] = store.subscribers
-        outlet.end()
-        assert await peer.rest() == b""
+        outlet.end(RESTART)
+        assert peer.parser.feed(await peer.rest()) == []
 
 
 async def test_http_1_0_is_not_promised_that_the_connection_lives_on_behind_the_stream(serve: Any) -> None:
@@ -312,19 +120,50 @@ async def test_http_1_0_is_not_promised_that_the_connection_lives_on_behind_the_
         assert response.headers.get("connection", "close").lower() == "close"
 
 
-@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize("query", ["", "&format=ndjson"])
+async def test_head_is_the_head_of_get_and_opens_nothing(
+    serve: Any, channel_source: Any, query: str, version: str
+) -> None:
+    source = channel_source()
+    async with serve(source=source) as server:
+        peer = await server.connect()
+        head = await peer.request(f"/events?channel=a{query}", method="HEAD", version=version)
+        assert source.stores == {}
+        get = await server.request(f"/events?channel=a{query}", version=version)
+        assert (head.status, get.status) == (200, 200)
+        # What is known of the stream when there is one, and what belongs to the message and not to the stream.
+        others = {"date", "connection", "last-event-id", "transfer-encoding"}
+        assert {name: get.headers[name] for name in get.headers.keys() - others} == {
+            name: head.headers[name] for name in head.headers.keys() - others
+        }
+        assert "content-length" not in head.headers
+        if version == "HTTP/1.1":  # the connection serves the next request
+            assert (await peer.request("/events", method="HEAD")).status == 400
+
+
+async def test_options_tells_what_may_be_done_and_opens_nothing(serve: Any, channel_source: Any) -> None:
+    source = channel_source()
+    async with serve(source=source) as server:
+        response = await server.request("/events?channel=a", method="OPTIONS")
+        assert (response.status, response.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+        assert "content-length" not in response.headers
+        assert source.stores == {}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 async def test_other_methods_than_get_are_answered_405(serve: Any, channel_source: Any, method: str) -> None:
     source = channel_source()
     async with serve(source=source) as server:
         response = await server.request("/events?channel=a", method=method, body=b"")
         assert response.status == 405
         assert response.headers["content-type"].startswith("application/json")
-        if method != "HEAD":
-            assert response.json == {"error": "Method Not Allowed"}
+        assert response.json == {"error": "Method Not Allowed"}
+        assert response.headers["allow"] == "GET, HEAD, OPTIONS"
         assert source.stores == {}
 
 
-async def test_a_compressing_application_leaves_the_stream_alone(serve: Any) -> None:
+async def test_f57_a_compressing_application_leaves_the_stream_alone(serve: Any) -> None:
     """What follows the head goes past Tornado's output transforms, so the head must not promise gzip."""
     store = QueueStore()
     async with serve(store=store, compress_response=True) as server:
@@ -335,20 +174,30 @@ async def test_a_compressing_application_leaves_the_stream_alone(serve: Any) -> 
         assert (await peer.event()).data == "plain"
 
 
-async def test_tornados_hooks_and_access_log_keep_working(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_b17_tornados_hooks_keep_working_and_each_request_is_logged_once(
+    serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     store = QueueStore()
+
+    finished = []
 
     class Guarded(EventSource):
         def set_default_headers(self) -> None:
             self.set_header("X-Default", "yes")
 
+        def get_current_user(self) -> str | None:
+            return "Ada" if self.get_query_argument("key", "") == "secret" else None
+
         async def prepare(self) -> None:
             await asyncio.sleep(0)
             self.set_cookie("seen", "1")
-            if self.get_query_argument("key", "") != "secret":
+            if not self.current_user:
                 self.set_status(401)
                 self.finish({"error": "who are you?"})
+
+        def on_finish(self) -> None:
+            finished.append(self.current_user)
 
     async with serve(routes=[("/guarded", Guarded, {"store": store})], store=store) as server:
         refused = await server.request("/guarded")
@@ -359,6 +208,7 @@ async def test_tornados_hooks_and_access_log_keep_working(serve: Any, caplog: py
         assert peer.response.headers["set-cookie"].startswith("seen=1")
         await store.submit("hello")
         assert (await peer.event()).data == "hello"
+        assert finished == [None, "Ada"]
     lines = [record.getMessage() for record in caplog.records if record.name == "tornado.access"]
     assert [line.split(" (")[0] for line in lines] == ["401 GET /guarded", "200 GET /guarded?key=secret"]
 
@@ -374,6 +224,109 @@ async def test_the_handler_is_let_go_after_the_handshake(serve: Any, until: Any)
 
         await until(nobody_left)
         assert len(store.subscribers) == 1
+
+
+# Who goes, and what goes wrong
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_b21_f52_an_idle_client_that_goes_is_noticed_at_once(serve: Any, until: Any, how: str) -> None:
+    """Nothing is published meanwhile, and no heartbeat is due."""
+    store = QueueStore()
+    async with serve(store=store) as server:
+        peer, other = await server.listen("/events"), await server.listen("/events")
+        assert len(store.subscribers) == len(server.connections) == 2
+        getattr(peer, how)()
+        await until(lambda: len(store.subscribers) == len(server.connections) == 1)
+        await store.submit("still there")
+        assert (await other.event()).data == "still there"
+
+
+async def test_b20_an_idle_stream_has_heartbeats_that_are_no_events(serve: Any) -> None:
+    store = QueueStore()
+    async with serve(store=store, door={"connections": Connections(heartbeat=0.05)}) as server:
+        peer = await server.listen("/events")
+        assert [await peer.chunk() for _ in range(3)] == [b":\n\n"] * 3
+        await store.submit("between")
+        assert (await peer.event()).data == "between"
+        assert await peer.chunk() == b":\n\n"
+
+
+async def test_b22_what_goes_wrong_before_the_stream_is_told_and_logged(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(QueueStore):
+        async def ready(self) -> None:
+            raise ZeroDivisionError("a bug")
+
+    logged: list[logging.LogRecord] = []
+    logger = logging.getLogger("tornado.application")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [handler := logging.Handler()])
+    monkeypatch.setattr(handler, "emit", logged.append)
+    store = Broken()
+    async with serve(store=store) as server:
+        response = await server.request("/events", headers={"Accept": "text/event-stream"})
+        assert (response.status, response.json) == (500, {"error": "Internal Server Error"})
+        assert not store.subscribers
+    [record] = logged
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+
+
+async def test_what_becomes_of_a_slow_reader_is_said_by_the_route(serve: Any) -> None:
+    store = QueueStore(max_messages=100)
+    async with serve(store=store, send_buffer=4096, door={"when_behind": "latest"}) as server:
+        slow = await server.listen("/events", receive_buffer=4096)
+        for number in range(1000):
+            store.submit(f"{number:>1000}")
+            await asyncio.sleep(0)
+        got: list[Any] = []
+        while not got or int(got[-1].data) < 999:
+            got.append(await slow.event())
+        assert {event.type for event in got} == {"message"}  # with "gap" there were one
+        assert len(got) < 100
+
+
+# At most one sending in each period
+
+
+async def test_b18_with_a_period_there_is_one_sending_in_each_and_a_queue_store_loses_nothing(serve: Any) -> None:
+    store = QueueStore()
+    async with serve(store=store, door={"period": 0.2}) as server:
+        peers = [await server.listen("/events") for _ in range(3)]
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        await store.submit("first")
+        for peer in peers:  # at once: nothing was sent in this period
+            assert (await peer.chunk()).startswith(b"data: first\n")
+        assert loop.time() - begin < 0.2
+        for number in range(4):
+            await store.submit(str(number))
+            await asyncio.sleep(0)
+        for peer in peers:
+            told = peer.parser.feed(await peer.chunk())
+            assert [event.data for event in told] == ["0", "1", "2", "3"]
+        assert loop.time() - begin >= 0.2
+
+
+async def test_b18_with_a_period_a_data_store_sends_the_latest_value_only(serve: Any) -> None:
+    store = DataStore("now")
+    async with serve(store=store, door={"period": 0.1}) as server:
+        peer = await server.listen("/events")
+        assert (await peer.event()).data == "now"
+        store.data = "first"
+        assert (await peer.event()).data == "first"
+        for number in range(4):
+            store.data = number
+            await asyncio.sleep(0)
+        assert (await peer.event()).data == "3"
+
+
+@pytest.mark.parametrize("period", [0, -1.0])
+def test_b18_a_period_that_is_none_is_refused(period: float) -> None:
+    with pytest.raises(ValueError, match="period"):
+        object.__new__(EventSource).initialize(store=QueueStore(), period=period)
 
 
 # Brokers that hesitate

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
-import struct
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterspout_core import EARLIEST, Entry, Gap, Log, Message, Position
-from waterspout_handlers._formats import EVENT_STREAMS, WEBSOCKET_TEXT, Format
+from waterspout_core import EARLIEST, BadMessage, Entry, Gap, Log, Message, Position
+from waterspout_handlers._formats import EVENT_STREAMS, JSON_LINES, POLLS, Body, Format, farewell
+from waterspout_handlers._goodbye import RESTART
 
 PLAIN = EVENT_STREAMS[False, False]
 WHOLE = EVENT_STREAMS[True, False]
 CHUNKED = EVENT_STREAMS[False, True]
+LINES = JSON_LINES[False]
+POLL = POLLS[False]
+
+FORMATS = pytest.mark.parametrize(
+    "format",
+    [*EVENT_STREAMS.values(), *JSON_LINES.values(), *POLLS.values()],
+    ids=lambda format: f"{type(format).__name__}{' chunked' * format.chunked}{' whole' * getattr(format, 'whole', 0)}",
+)
+
+VECTORS: Final = json.loads((Path(__file__).parent / "vectors_eventstream.json").read_text())
+"""Event streams, and what WHATWG HTML says a browser makes of them; those of its own examples among them."""
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -33,6 +46,46 @@ def run(format: Format, *entries: Entry, channel: str | None = None) -> bytes:
     for entry in entries:
         log.append(entry)
     return log.encoded(format.run, 0)[0]
+
+
+def unchunked(wire: bytes) -> tuple[bytes, bool]:
+    """The payload of the chunks (RFC 9112, 7.1), and whether the last of them was there."""
+    payload = b""
+    while wire:
+        size, _, rest = wire.partition(b"\r\n")
+        length = int(size, 16)
+        assert rest[length : length + 2] == b"\r\n"
+        payload += rest[:length]
+        wire = rest[length + 2 :]
+        if not length:
+            assert not wire, "something stands behind the last chunk"
+            return payload, True
+    return payload, False
+
+
+# Server-sent events
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_the_parser_of_these_tests_reads_event_streams_as_the_standard_says(event_parser: Any, vector: Any) -> None:
+    stream = vector["stream"].encode()
+    pieces = [[stream], [stream[at : at + 1] for at in range(len(stream))]]
+    pieces += [[stream[:at], stream[at:]] for at in range(1, len(stream))]
+    for cut in pieces:
+        parser = event_parser()
+        events = [event for piece in cut for event in parser.feed(piece)]
+        assert [[event.data, event.id, event.type] for event in events] == vector["events"]
+        assert (parser.last_event_id, parser.reconnection_time) == (
+            vector["last_event_id"],
+            vector["reconnection_time"],
+        )
+
+
+@pytest.mark.parametrize("vector", [each for each in VECTORS if each["events"]], ids=lambda vector: vector["name"])
+def test_what_was_read_of_an_event_stream_can_be_published_and_is_read_again(event_parser: Any, vector: Any) -> None:
+    messages = [Message(data, None if name == "message" else name) for data, _, name in vector["events"]]
+    again = event_parser().feed(run(PLAIN, *messages))
+    assert [[event.data, event.type] for event in again] == [[data, name] for data, _, name in vector["events"]]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +115,7 @@ def run(format: Format, *entries: Entry, channel: str | None = None) -> bytes:
         pytest.param(Gap(), b'event: gap\ndata: {"missed":null}\nid: e-1\n\n', id="gap of unknown size"),
     ],
 )
-def test_an_event_looks_as_the_standard_has_it(entry: Entry, expected: bytes) -> None:
+def test_f38_an_event_looks_as_the_standard_has_it_and_forges_no_fields(entry: Entry, expected: bytes) -> None:
     assert run(PLAIN, entry) == expected
 
 
@@ -100,7 +153,6 @@ def test_what_is_sent_together_is_one_chunk() -> None:
 
 def test_nothing_is_no_chunk_because_an_empty_one_would_be_the_last() -> None:
     assert CHUNKED.pack([]) == b""
-    assert CHUNKED.end == b"0\r\n\r\n"
 
 
 @given(texts=st.lists(st.text() | st.text("\r\n: \ufeffa\0"), min_size=1, max_size=5), cut=st.integers(1, 50))
@@ -117,8 +169,71 @@ def test_events_are_read_back_whatever_the_text_and_however_it_is_cut(
     assert {event.type for event in got} == {"message"}
 
 
+@given(texts=st.lists(st.text("\r\n:\0 dataieventry\ufeff"), max_size=5), event=events)
+def test_f38_no_payload_makes_a_line_that_is_none_of_ours(texts: list[str], event: str | None) -> None:
+    wire = run(PLAIN, *(Message(text, event) for text in texts), Gap(1))
+    ours = re.compile(rb"(data|event): .*|id: e-[0-9]+|")
+    # The three ends of the standard, and no others.
+    for line in re.split(rb"\r\n|\r|\n", wire):
+        assert ours.fullmatch(line), line
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\0b", "\ufeff", "", "gap", "a\u2028b", "x" * 256])
+def test_f38_an_event_name_that_could_forge_fields_is_refused_where_it_is_published(name: str) -> None:
+    with pytest.raises(BadMessage):
+        Message("x", name)
+
+
+def test_a_stream_begins_with_a_retry_time_and_where_it_begins(event_parser: Any) -> None:
+    parser = event_parser()
+    assert parser.feed(PLAIN.hello("e-1,f-2")) == []
+    assert parser.last_event_id == "e-1,f-2"
+    assert 1000 <= parser.reconnection_time <= 5000
+    nowhere = event_parser()
+    assert nowhere.feed(PLAIN.hello("")) == []
+    # An empty `id:` would make a browser forget the one it has.
+    assert b"id" not in PLAIN.hello("")
+    assert nowhere.feed(b"data: x\n\n")[0].data == "x"
+
+
+def test_f54_the_retry_times_of_many_streams_are_spread(event_parser: Any) -> None:
+    for say in (lambda: PLAIN.hello(""), lambda: PLAIN.goodbye(RESTART)):
+        times = []
+        for _ in range(200):
+            parser = event_parser()
+            parser.feed(say())
+            times.append(parser.reconnection_time)
+        assert min(times) >= 1000
+        assert max(times) <= 5000
+        assert len(set(times)) > 100
+        assert max(times) - min(times) > 3000
+
+
+@given(reason=st.text() | st.text("\r\n: dat\u2028"), retry=st.floats(0.001, 1e6))
+def test_f38_the_reason_of_a_farewell_is_a_comment_whatever_it_holds(
+    event_parser: Any, reason: str, retry: float
+) -> None:
+    wire = farewell(reason.encode("utf-8", "replace").decode(), retry)
+    said, when, *rest = re.split(rb"\r\n|\r|\n", wire)
+    assert said.startswith(b": ")
+    assert when == b"retry: %d" % round(retry * 1000)
+    assert rest == [b"", b""]
+    assert event_parser().feed(wire + b"data: x\n\n") == [("x", "", "message")]
+
+
+def test_a_heartbeat_is_a_comment(event_parser: Any) -> None:
+    assert PLAIN.beat == b":\n\n"
+    assert CHUNKED.beat == b"3\r\n:\n\n\r\n"
+    parser = event_parser()
+    assert parser.feed(PLAIN.beat + run(PLAIN, Message("x")) + PLAIN.beat * 2) == [("x", "e-1", "message")]
+    assert parser.last_event_id == "e-1"
+
+
+# JSON
+
+
 @given(data=json_values, event=events, channel=st.none() | st.just("news"))
-def test_the_whole_message_is_read_back_from_both_formats(
+def test_the_whole_message_is_read_back_from_all_formats(
     event_parser: Any, data: Any, event: str | None, channel: str | None
 ) -> None:
     message = Message(data, event)
@@ -128,57 +243,63 @@ def test_the_whole_message_is_read_back_from_both_formats(
     assert json.loads(told.data) == expected
     assert told.type == (event or "message")
 
-    [frame] = parse_frames(run(WEBSOCKET_TEXT, message, channel=channel))
-    assert json.loads(frame) == {**expected, "id": "e-1"}
+    [line] = run(LINES, message, channel=channel).decode().splitlines()
+    assert json.loads(line) == {**expected, "id": "e-1"}
+
+    answer = json.loads(run(POLL, message, channel=channel))
+    assert answer == {"messages": [{**expected, "id": "e-1"}]}
 
 
-@pytest.mark.parametrize("size", [125, 126, 127, 65535, 65536, 65537])
-@pytest.mark.parametrize("filling", ["x", "ž"])
-def test_a_frame_tells_its_length_in_bytes_in_the_shortest_form(size: int, filling: str) -> None:
-    around = len('{"data":"","id":"e-1"}')
-    text = (filling * size).encode()[: size - around].decode(errors="ignore").ljust(1)
-    text += "x" * (size - around - len(text.encode()))
-    wire = run(WEBSOCKET_TEXT, Message(text))
-    heads = {125: b"\x81\x7d", 126: b"\x81\x7e\x00\x7e", 127: b"\x81\x7e\x00\x7f", 65535: b"\x81\x7e\xff\xff"}
-    assert wire.startswith(heads.get(size, b"\x81\x7f" + struct.pack("!Q", size)))
-    [payload] = parse_frames(wire)
-    assert len(payload) == size
-    assert json.loads(payload)["data"] == text
+def test_each_message_is_one_line() -> None:
+    assert run(LINES, Message("a\nb"), Gap(2), Message({"x": [1]}, "moved"), channel="news") == (
+        b'{"channel":"news","data":"a\\nb","id":"e-1"}\n'
+        b'{"channel":"news","event":"gap","data":{"missed":2},"id":"e-2"}\n'
+        b'{"channel":"news","event":"moved","data":{"x":[1]},"id":"e-3"}\n'
+    )
+    assert LINES.hello("e-1") == LINES.beat == b"\n"
+    assert JSON_LINES[True].beat == b"1\r\n\n\r\n"
 
 
-def test_frames_follow_each_other_without_anything_between() -> None:
-    payloads = parse_frames(run(WEBSOCKET_TEXT, Message("a"), Gap(1), Message(b"b", "x")))
-    assert [json.loads(payload) for payload in payloads] == [
-        {"data": "a", "id": "e-1"},
-        {"event": "gap", "data": {"missed": 1}, "id": "e-2"},
-        {"event": "x", "data": "b", "id": "e-3"},
-    ]
+def test_all_messages_of_a_poll_are_one_object() -> None:
+    expected = b'{"messages":[{"data":"a","id":"e-1"},{"event":"gap","data":{"missed":null},"id":"e-2"}]}\n'
+    assert run(POLL, Message("a"), Gap()) == expected
+    assert run(POLLS[True], Message("a"), Gap()) == b"%x\r\n%b\r\n0\r\n\r\n" % (len(expected), expected)
+    assert POLL.goodbye(RESTART) == b'{"messages":[]}\n'
+    assert POLL.hello("e-1") == b""
 
 
-def test_the_websocket_says_goodbye_with_service_restart() -> None:
-    assert WEBSOCKET_TEXT.end == b"\x88\x02" + struct.pack("!H", 1012)
+@pytest.mark.parametrize("format", [WHOLE, LINES, POLL], ids=lambda format: type(format).__name__)
+@pytest.mark.parametrize("text", ["a\u2028b", "\\\u2029\\", "\x85", "ž\x0b\x0c\x1c\x1d\x1e\r\n"])
+def test_a_line_is_one_line_also_to_readers_that_know_more_line_ends_than_the_standard(
+    format: Format, text: str
+) -> None:
+    """Python's `splitlines`, by which some clients read, is one of them."""
+    lines = run(format, Message({text: [text]})).decode().splitlines()
+    [line] = [line for line in lines if "data" in line]
+    found = json.loads(line.removeprefix("data: "))
+    found = found.get("messages", [found])[0]
+    assert found["data"] == {text: [text]}
 
 
-@pytest.mark.parametrize("format", [*EVENT_STREAMS.values(), WEBSOCKET_TEXT], ids=lambda format: type(format).__name__)
+# All of them
+
+
+@FORMATS
+def test_what_is_sent_is_whole_chunks_and_ends_with_the_last_one(format: Body) -> None:
+    wire = run(format, Message("a"), Message("b"))
+    if format.chunked:
+        payload, ended = unchunked(wire)
+        assert ended == format.once
+        assert payload.count(b"e-1") == payload.count(b"e-2") == 1
+        assert unchunked(format.beat)[1] is False
+        assert unchunked(format.goodbye(RESTART))[1] is True
+    else:
+        assert not re.search(rb"^[0-9a-f]+\r\n", wire + format.beat + format.goodbye(RESTART), re.MULTILINE)
+
+
+@FORMATS
 def test_what_is_made_for_one_reader_is_shared_by_all_at_the_same_place(format: Format) -> None:
     log = Log()
     log.append(Message("a"))
     assert log.encoded(format.run, 0)[0] is log.encoded(format.run, 0)[0]
     assert log.encoded(format.bodies, 0)[0] is log.encoded(format.bodies, 0)[0]
-
-
-def parse_frames(wire: bytes) -> list[bytes]:
-    """The payloads of unmasked text frames (RFC 6455, 5.2)."""
-    payloads = []
-    while wire:
-        first, size = wire[0], wire[1]
-        assert first == 0x81
-        form = {126: "!H", 127: "!Q"}.get(size)
-        start = 2
-        if form is not None:
-            start += struct.calcsize(form)
-            (size,) = struct.unpack(form, wire[2:start])
-        payloads.append(wire[start : start + size])
-        assert len(payloads[-1]) == size
-        wire = wire[start + size :]
-    return payloads

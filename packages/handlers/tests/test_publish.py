@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from waterspout_core import BrokerError, MemoryPubSub, Message, Position
+from waterspout_core import BrokerError, ChannelStore, History, MemoryPubSub, Message, Position, QueueStore
 from waterspout_handlers import PublishHandler
+
+TEXT, JSON, NDJSON = "text/plain", "application/json", "application/x-ndjson"
 
 
 class Listener:
@@ -97,9 +99,6 @@ async def test_the_name_of_the_channel_is_taken_from_the_path_and_unquoted(serve
         assert list(source.stores) == ["rádio/1/2+3"]
 
 
-TEXT, JSON, NDJSON = "text/plain", "application/json", "application/x-ndjson"
-
-
 @pytest.mark.parametrize(
     ("path", "body", "kind", "words"),
     [
@@ -145,13 +144,123 @@ async def test_a_bad_line_is_named_as_an_editor_counts_it(serve: Any) -> None:
         assert "line 4" in response.json["error"]
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 async def test_other_methods_than_post_are_answered_405(serve: Any, channel_source: Any, method: str) -> None:
     source = channel_source()
     async with serve(source=source) as server:
         response = await server.request("/channels/a", method=method, body=b"x")
         assert (response.status, response.json) == (405, {"error": "Method Not Allowed"})
         assert source.stores == {}
+
+
+# Keys
+
+
+@pytest.fixture
+def keeping(channel_source: Any) -> Any:
+    """Makes a source whose broker keeps a history, without which there are no keys."""
+    return lambda: channel_source(MemoryPubSub(history=History()))
+
+
+@pytest.mark.parametrize("given", ["header", "quoted header", "query"])
+async def test_what_was_published_with_a_key_is_not_published_again(serve: Any, keeping: Any, given: str) -> None:
+    """E11: the answer is that of the first time."""
+    source = keeping()
+
+    async def post(key: str, body: bytes) -> Any:
+        if given == "query":
+            return await server.post(f"/channels/a?key={key}", body)
+        value = key if given == "header" else f'"{key}";expires=never'
+        return await server.post("/channels/a", body, **{"Idempotency-Key": value})
+
+    async with serve(source=source) as server:
+        listener = Listener(source, "a")
+        answers = [(await post(*sent)).json for sent in [("k", b"x"), ("k", b"x"), ("other", b"y"), ("k", b"x")]]
+        assert listener.got() == [("x", None), ("y", None)]
+        assert answers[0] == answers[1] == answers[3] != answers[2]
+        assert answers[0] == {"channel": "a", "id": f"{listener.store.log.epoch}-1"}
+
+
+async def test_the_header_is_the_key_where_the_query_has_one_too(serve: Any, keeping: Any) -> None:
+    source = keeping()
+    async with serve(source=source) as server:
+        listener = Listener(source, "a")
+        for number in range(2):
+            header = {"Idempotency-Key": "one"}
+            assert (await server.post(f"/channels/a?key={number}", b"x", **header)).status == 200
+        assert listener.got() == [("x", None)]
+
+
+async def test_a_key_in_quotes_is_what_stands_between_them(serve: Any, keeping: Any) -> None:
+    """RFC 8941, 3.3.3: a quote and a backslash are escaped."""
+    source = keeping()
+    async with serve(source=source) as server:
+        listener = Listener(source, "a")
+        await server.post("/channels/a", b"x", **{"Idempotency-Key": r'"a \"b\\"'})
+        await server.post("/channels/a?key=a%20%22b%5C", b"x")
+        assert listener.got() == [("x", None)]
+
+
+async def test_the_same_key_on_another_channel_is_another_one(serve: Any, keeping: Any) -> None:
+    source = keeping()
+    async with serve(source=source) as server:
+        listeners = Listener(source, "a"), Listener(source, "b")
+        for channel in "ab":
+            await server.post(f"/channels/{channel}?key=k", b"x")
+        assert [listener.got() for listener in listeners] == [[("x", None)], [("x", None)]]
+
+
+async def test_each_line_has_a_key_of_its_own_by_its_number(serve: Any, keeping: Any) -> None:
+    source = keeping()
+    async with serve(source=source) as server:
+        listener = Listener(source, "a")
+        first = await server.post("/channels/a?key=k", b"1\n\n3\n4", NDJSON)
+        again = await server.post("/channels/a?key=k", b"1\n2\n3\n4", NDJSON)
+        # Whoever was told that some were published goes on behind them; empty lines keep the numbers.
+        rest = await server.post("/channels/a?key=k", b"\n\n\n4\n5", NDJSON)
+        await server.post("/channels/a?key=k-5", b"5")
+        assert [data for data, _ in listener.got()] == [1, 3, 4, 2, 5]
+        epoch = listener.store.log.epoch
+        assert [(answer.json["id"], answer.json["count"]) for answer in (first, again, rest)] == [
+            *((f"{epoch}-3", 3), (f"{epoch}-3", 4), (f"{epoch}-5", 2)),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("", TEXT), ("", NDJSON), ("x" * 256, TEXT), ("x" * 254, NDJSON), ("a%0Ab", TEXT), ("%7F", TEXT)],
+    ids=["empty", "empty, lines", "too long", "too long with the number", "line feed", "control character"],
+)
+async def test_a_key_that_is_none_is_refused_and_nothing_is_published(
+    serve: Any, keeping: Any, key: str, kind: str
+) -> None:
+    source = keeping()
+    async with serve(source=source) as server:
+        listener = Listener(source, "a")
+        response = await server.post(f"/channels/a?key={key}", b"1", kind)
+        assert response.status == 400
+        assert "255 printable characters" in response.json["error"]
+        assert listener.got() == []
+
+
+async def test_the_longest_key_is_taken(serve: Any, keeping: Any) -> None:
+    async with serve(source=keeping()) as server:
+        assert (await server.post(f"/channels/a?key={'x' * 255}", b"1")).status == 200
+        assert (await server.post(f"/channels/a?key={'x' * 253}", b"1\n2", NDJSON)).json["count"] == 2
+
+
+@pytest.mark.parametrize(
+    "store", [QueueStore(), ChannelStore("a", MemoryPubSub(history=None))], ids=["queue", "channel"]
+)
+async def test_a_store_that_does_not_know_what_it_published_takes_no_key(serve: Any, store: Any) -> None:
+    async with serve(routes=[("/publish", PublishHandler, {"store": store})], store=store) as server:
+        response = await server.post("/publish?key=k", b"x")
+        assert response.status == 400
+        assert "what was published before is not known" in response.json["error"]
+        assert store.log.top == 0
+        assert (await server.post("/publish", b"x")).status == 200
+        if isinstance(store, ChannelStore):
+            await store.aclose()
 
 
 # Size
@@ -264,6 +373,38 @@ async def test_an_origin_that_is_no_url_is_another_origin(serve: Any) -> None:
 async def test_a_page_of_the_same_origin_may_publish(serve: Any) -> None:
     async with serve() as server:
         assert (await server.post("/channels/a", b"x", Origin=f"http://{server.host}")).status == 200
+
+
+SITE = "https://shop.example"
+
+
+@pytest.mark.parametrize("allowed", ["*", [SITE]], ids=["all", "listed"])
+async def test_a_page_of_a_site_that_the_route_lists_may_publish(serve: Any, channel_source: Any, allowed: Any) -> None:
+    source = channel_source()
+    routes = [(r"/channels/(.+)", PublishHandler, {"source": source, "allow_origins": allowed})]
+    async with serve(routes=routes, source=source) as server:
+        listener = Listener(source, "a")
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "idempotency-key"}
+        preflight = await server.request("/channels/a", method="OPTIONS", headers={"Origin": SITE} | asked)
+        assert preflight.status == 204
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        assert preflight.headers["access-control-allow-headers"] == "idempotency-key"
+        published = await server.post("/channels/a", b"x", Origin=SITE)
+        refused = await server.post("/channels/a", b"", Origin=SITE)
+        for response in (preflight, published, refused):  # which a page may read only so
+            assert response.headers["access-control-allow-origin"] == ("*" if allowed == "*" else SITE)
+        assert (published.status, refused.status) == (200, 400)
+        other = await server.post("/channels/a", b"y", Origin="https://evil.example")
+        assert other.status == (200 if allowed == "*" else 403)
+        assert ("access-control-allow-origin" in other.headers) is (allowed == "*")
+        assert [data for data, _ in listener.got()] == (["x", "y"] if allowed == "*" else ["x"])
+
+
+async def test_options_tells_the_methods_and_allows_nobody_by_itself(serve: Any) -> None:
+    async with serve() as server:
+        response = await server.request("/channels/a", method="OPTIONS", headers={"Origin": SITE})
+        assert (response.status, response.headers["allow"]) == (204, "POST, OPTIONS")
+        assert "access-control-allow-origin" not in response.headers
 
 
 # Brokers in trouble

@@ -53,11 +53,11 @@ class ChannelStore(BaseStore):
         """Whether the broker has confirmed that it sends us the channel."""
         return self._joined and self._opening is None and self._feed.begun
 
-    def register(self, subscriber: Subscriber) -> None:
+    def register(self, subscriber: Subscriber, *, by: Subscriber | None = None) -> None:
         # Who comes before the broker has confirmed misses what is published until then, and will be told.
         if not self.subscribed:
             self._feed.read_early()
-        super().register(subscriber)
+        super().register(subscriber, by=by)
 
     def open(self) -> None:
         """Ask the broker for the channel; `ready` tells when it has agreed."""
@@ -179,8 +179,8 @@ class RedisStore(ChannelStore):
         pubsub = open_pubsub(url, history=history, retention=retention, **options)
         super().__init__(channel, pubsub, max_messages=max_messages, max_bytes=max_bytes)
 
-    def register(self, subscriber: Subscriber) -> None:
-        super().register(subscriber)
+    def register(self, subscriber: Subscriber, *, by: Subscriber | None = None) -> None:
+        super().register(subscriber, by=by)
         self.open()
 
     async def aclose(self) -> None:

@@ -58,6 +58,7 @@ class BaseStore:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.subscribers: set[Subscriber] = set()
+        self._woken: set[Subscriber] = set()  # they, or who is woken for them
         self.log = self._make_log()
         self._loop: asyncio.AbstractEventLoop | None = None  # where it was used last
         self._flushing: asyncio.AbstractEventLoop | None = None  # where a flush is due in this turn
@@ -76,14 +77,17 @@ class BaseStore:
         """The name by which subscribers know what they read, if it has one."""
         return self.log.channel
 
-    def register(self, subscriber: Subscriber) -> None:
-        """From the next flush on, `subscriber` is woken. Twice is once."""
+    def register(self, subscriber: Subscriber, *, by: Subscriber | None = None) -> None:
+        """From the next flush on, `subscriber` is woken, or `by` for it: one call for a whole audience, until that
+        deregisters itself. Twice is once."""
         self._enter_loop()
         self.subscribers.add(subscriber)
+        self._woken.add(by or subscriber)
 
     def deregister(self, subscriber: Subscriber) -> None:
         """Forget `subscriber`, known or not."""
         self.subscribers.discard(subscriber)
+        self._woken.discard(subscriber)
 
     # Publishing
 
@@ -141,7 +145,7 @@ class BaseStore:
 
     def publish(self) -> None:
         """Wake every subscriber now. Happens by itself after each burst of `append`."""
-        for subscriber in tuple(self.subscribers):
+        for subscriber in tuple(self._woken):
             try:
                 subscriber.wake(self)
             except Exception:

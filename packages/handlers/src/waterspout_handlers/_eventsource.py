@@ -1,57 +1,51 @@
-"""The door for browsers' `EventSource`: server-sent events."""
+"""The door for browsers' `EventSource`: server-sent events. Programs may have the same as lines of JSON."""
 
 from __future__ import annotations
 
-import random
+from typing import Any
 
-from tornado.iostream import StreamClosedError
-
-from ._formats import EVENT_STREAMS
-from ._outlet import Outlet, position_of
-from ._requests import RequestError, SubscriberHandler
+from ._formats import EVENT_STREAMS, JSON_LINES, Body, farewell
+from ._requests import RequestError
+from ._streams import StreamHandler
 
 
-class EventSource(SubscriberHandler):
+class EventSource(StreamHandler):
     """Streams a store, or channels named by `?channel=`, as server-sent events (WHATWG HTML).
 
     Route it with `{"store": store}` or `{"source": channels}`. `Last-Event-ID`, or `?last_event_id=`, goes on
     where the client stopped; `?last_event_id=earliest` begins with all that is kept. `?format=json` makes the data of
-    every event a JSON object with `channel` and `data`, and `event` where there is one. The handler itself lives for
-    the handshake only.
+    every event a JSON object with `channel` and `data`, and `event` where there is one; `?format=ndjson`, or `Accept:
+    application/x-ndjson`, sends these objects as lines (NDJSON) and with their `id`. With a `period` (seconds)
+    there is at most one sending in each.
     """
 
-    async def get(self, *args: str, **kwargs: str) -> None:
-        whole = self._whole()
-        cursors = await self.open_cursors()
-        chunked = self.request.version == "HTTP/1.1"
-        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.set_header("Cache-Control", "no-cache, no-transform")
-        self.set_header("X-Accel-Buffering", "no")
-        if self.settings.get("compress_response"):
-            # What follows the head goes past Tornado's output transforms, so they may not promise anything for it.
-            self.set_header("Content-Encoding", "identity")
-        if not chunked:
-            # Tornado would promise an HTTP/1.0 client to keep the connection, whose end is that of the stream.
-            self.request.headers.pop("Connection", None)
-        # Spread over time: after a restart all clients come back. It is also the early first byte that proxies need.
-        head = f"retry: {random.randint(1000, 3000)}\n"
-        # Where it begins, so that whoever is cut off before the first message misses none by coming back: an event
-        # without data is not dispatched, but its id is kept (WHATWG HTML, "dispatch the event", step 1).
-        if where := position_of(cursors):
-            head += f"id: {where}\n"
-        self.write(head + "\n")
-        try:
-            await self.flush()
-        except StreamClosedError:
-            return
-        self.application.log_request(self)
-        stream = self.detach()
-        outlet = Outlet(stream, EVENT_STREAMS[whole, chunked], cursors)
-        outlet.open()
-        outlet.listen()
+    def initialize(self, *args: Any, period: float | None = None, **kwargs: Any) -> None:
+        if period is not None and not period > 0:
+            raise ValueError(f"period is a number of seconds above 0, not {period!r}")
+        super().initialize(*args, **kwargs)
+        self.period = period
 
-    def _whole(self) -> bool:
-        format = self.get_query_argument("format", "text")
-        if format not in ("text", "json"):
-            raise RequestError(400, f"format is text or json, not {format!r:.40}")
-        return format == "json"
+    def choose_format(self, *, chunked: bool) -> Body:
+        asked = self.get_query_argument("format", "")
+        if asked not in ("", "text", "json", "ndjson"):
+            raise RequestError(400, f"format is text, json or ndjson, not {asked!r:.40}")
+        lines = not asked and self._accepts(JSON_LINES[chunked]) and not self._accepts(EVENT_STREAMS[False, chunked])
+        return JSON_LINES[chunked] if lines or asked == "ndjson" else EVENT_STREAMS[asked == "json", chunked]
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        stream = EVENT_STREAMS[False, False]
+        if status_code != 503 or self.request.method != "GET" or not self._accepts(stream):
+            super().write_error(status_code, **kwargs)
+            return
+        # A browser's EventSource never comes back from a 503 (WHATWG HTML, "fail the connection"), but it does from a
+        # stream that ends.
+        reason, retry = (error.explanation, error.retry) if isinstance(error, RequestError) else (self._reason, None)
+        self.set_status(200)
+        self.set_stream_headers(stream)
+        self.finish(farewell(reason, retry))
+
+    def _accepts(self, format: Body) -> bool:
+        """Whether the request names the type of `format`."""
+        named = (each.partition(";")[0].strip() for each in self.request.headers.get("Accept", "").lower().split(","))
+        return format.content_type.partition(";")[0] in named

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+import math
+import random
+from asyncio import Future
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from tornado.web import HTTPError, RequestHandler
@@ -16,24 +20,40 @@ from waterspout_core import (
     BrokerError,
     Source,
     TooManyChannels,
+    check_channel,
     from_id,
 )
 
+from ._audience import Behind, Policy
+from ._connections import ConnectionRefused, Connections, connections_of
+
 logger: Final = logging.getLogger("waterspout.handlers")
 
-MAX_CHANNELS: Final = 100
-"""Channels on one connection: as many as an id (and so a request header) has room for."""
+PREFLIGHT_AGE: Final = 600
+"""Seconds for which a browser need not ask again what a foreign page may do."""
+
+RETRY_AFTER: Final = 5.0, 15.0
+"""Between these, in seconds and at random, whoever was refused for now may come again."""
 
 READY_TIMEOUT: Final = 5.0
 """Seconds to wait for the broker before a subscriber is let in all the same; it is told of the gap then."""
 
 
-class RequestError(HTTPError):
-    """A request that cannot be served, in words for whoever sent it."""
+Origins: TypeAlias = Collection[str]
+"""`"*"` for every site, or the origins of some, such as `https://example.org` (RFC 6454)."""
 
-    def __init__(self, status: int, explanation: str, **facts: Any) -> None:
+
+class RequestError(HTTPError):
+    """A request that cannot be served, in words for whoever sent it.
+
+    `facts` are said beside them. What cannot be served for now (503) may be tried again after `retry` seconds.
+    """
+
+    def __init__(self, status: int, explanation: str, *, retry: float | None = None, **facts: Any) -> None:
         super().__init__(status)
         self.explanation = explanation
+        # At different times: who was refused with many others would be refused with them again.
+        self.retry = random.uniform(*RETRY_AFTER) if retry is None else retry
         self.facts = facts
 
 
@@ -43,18 +63,22 @@ class JSONErrors(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         if status_code == 405:
-            self.set_header("Allow", ", ".join(self._allowed()))  # RFC 9110, 15.5.6
+            self.set_header("Allow", self.allowed_methods())  # RFC 9110, 15.5.6
         if isinstance(error, RequestError):
             answer = {"error": error.explanation, **error.facts}
+            if status_code == 503:
+                self.set_header("Retry-After", math.ceil(error.retry))  # RFC 9110, 10.2.3
         elif isinstance(error, HTTPError) and error.log_message and status_code < 500:
             answer = {"error": error.log_message % error.args}
         else:
             answer = {"error": self._reason}
         self.finish(answer)
 
-    def _allowed(self) -> list[str]:
+    def allowed_methods(self) -> str:
+        """The methods that have an answer here, as a header lists them."""
         names = ((method, method.lower()) for method in self.SUPPORTED_METHODS)
-        return [method for method, name in names if getattr(type(self), name) is not getattr(RequestHandler, name)]
+        own = (method for method, name in names if getattr(type(self), name) is not getattr(RequestHandler, name))
+        return ", ".join(own)
 
 
 class NotFound(JSONErrors):
@@ -64,39 +88,108 @@ class NotFound(JSONErrors):
         raise RequestError(404, f"there is nothing at {self.request.path}")
 
 
-class SubscriberHandler(JSONErrors):
+class CrossOrigin(JSONErrors):
+    """Pages of other sites may use it as well, if its route allows that (WHATWG Fetch, "CORS protocol")."""
+
+    allow_origins: Origins = ()
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether a page of `origin` may come: of this site, or of one that the route lists."""
+        return origin in self.allow_origins or "*" in self.allow_origins or not is_foreign(self)
+
+    def options(self, *args: str, **kwargs: str) -> None:
+        """What may be done here; what a browser asks before it lets a foreign page do more than plain requests."""
+        self.set_status(204)
+        self.set_header("Allow", self.allowed_methods())
+
+    def flush(self, include_footers: bool = False) -> Future[None]:
+        # All that is sent comes by here: errors, which begin with cleared headers, and what a hook sends itself.
+        if not self._headers_written:
+            self._tell_browser()
+        return super().flush(include_footers)
+
+    def _tell_browser(self) -> None:
+        """Headers for the browser in which a foreign page runs."""
+        headers = self.request.headers
+        origin = headers.get("Origin")
+        public = "*" in self.allow_origins
+        if not public:
+            self.add_header("Vary", "Origin")
+        # A page of ours needs none. One that only shares our host, on plain HTTP, shall not get any.
+        if origin is None or not is_foreign(self) or not self.allows_origin(origin):
+            return
+        self.set_header("Access-Control-Allow-Origin", "*" if public else origin)
+        if not public:
+            self.set_header("Access-Control-Allow-Credentials", "true")  # what the browser grants to nobody at "*"
+        self.set_header("Access-Control-Expose-Headers", "Last-Event-ID, Retry-After")
+        if self.request.method == "OPTIONS":
+            self.set_header("Access-Control-Allow-Methods", self.allowed_methods())
+            self.set_header("Access-Control-Allow-Headers", headers.get("Access-Control-Request-Headers", "*"))
+            self.set_header("Access-Control-Max-Age", PREFLIGHT_AGE)
+
+
+class SubscriberHandler(CrossOrigin):
     """A handler whose clients subscribe: to `store`, or to the channels they name in the URL, opened by `source`."""
 
-    def initialize(self, store: BaseStore | None = None, source: Source | None = None) -> None:
+    def initialize(
+        self,
+        store: BaseStore | None = None,
+        source: Source | None = None,
+        *,
+        connections: Connections | None = None,
+        when_behind: Policy | Behind = "gap",
+        allow_origins: Origins = (),
+    ) -> None:
         self.store, self.source = check_wiring(self, store, source)
+        self.connections = connections_of(self.application) if connections is None else connections
+        self.behind = when_behind if isinstance(when_behind, Behind) else Behind(when_behind)
+        self.allow_origins = check_origins(self, allow_origins)
+
+    @property
+    def address(self) -> str:
+        """Where the request comes from."""
+        return self.request.remote_ip or ""
 
     async def open_cursors(self) -> dict[BaseStore, int]:
-        """The stores that the request asks for, and where to begin in each. Raises `RequestError`."""
-        offsets = self._offsets()
-        stores = self._stores()
-        seeking = [store.seek(offsets) for store in stores]
+        """The stores that the request asks for, and where to begin in each. Raises `RequestError`, also if no more
+        may connect now."""
+        self.check_request()
         try:
-            async with asyncio.timeout(READY_TIMEOUT):
-                return dict(zip(stores, await asyncio.gather(*seeking), strict=True))
-        except TimeoutError:
-            logger.warning("the broker has not confirmed in %g s: subscribing all the same", READY_TIMEOUT)
-            return {store: store.cursor(offsets) for store in stores}
-        except BrokerError as error:
-            raise RequestError(503, str(error)) from error
+            self.connections.check(self.address)
+        except ConnectionRefused as error:
+            raise RequestError(503, str(error), retry=error.retry) from None
+        return await seek(self._stores(), self.offsets())
+
+    def check_request(self) -> None:
+        """Raises `RequestError` if it cannot be served at any time."""
+        self.offsets()
+        names = self.names()
+        if not names and self.store is None:
+            raise RequestError(400, "name at least one channel: ?channel=NAME")
+        try:
+            for name in names:
+                check_channel(name)
+        except BadChannel as error:
+            raise RequestError(400, str(error)) from None
+
+    def names(self) -> list[str]:
+        """The channels that the request names, in its path or as `?channel=`; none if the route has a store. Raises
+        `RequestError` if they are too many."""
+        if self.store is not None:
+            return []
+        named = self.path_args or tuple(self.path_kwargs.values()) or self.get_query_arguments("channel", strip=False)
+        names = list(dict.fromkeys(named))
+        if len(names) > (most := self.connections.max_channels):
+            raise RequestError(400, f"at most {most} channels on one connection, not {len(names)}")
+        return names
 
     def _stores(self) -> list[BaseStore]:
         if self.store is not None:
             return [self.store]
         assert self.source is not None
-        names = self.path_args or tuple(self.path_kwargs.values()) or self.get_query_arguments("channel", strip=False)
-        if not names:
-            raise RequestError(400, "name at least one channel: ?channel=NAME")
-        names = list(dict.fromkeys(names))
-        if len(names) > MAX_CHANNELS:
-            raise RequestError(400, f"at most {MAX_CHANNELS} channels on one connection, not {len(names)}")
-        return [open_channel(self.source, name) for name in names]
+        return [open_channel(self.source, name) for name in self.names()]
 
-    def _offsets(self) -> dict[str, int] | None:
+    def offsets(self) -> Mapping[str, int] | None:
         """Where the client says it stopped, by epoch; None if it comes for the first time.
 
         A browser that reconnects by itself repeats its URL and adds the header, so the header is the newer of the two.
@@ -104,7 +197,7 @@ class SubscriberHandler(JSONErrors):
         header = self.request.headers.get("Last-Event-ID")
         if header:
             try:
-                return dict(from_id(header))
+                return from_id(header)
             except BadPosition:
                 # Not the client's fault, it repeats what some server gave it, and an EventSource that is refused never
                 # comes back (WHATWG HTML, "fail the connection"). It is an unknown position: it will see a gap.
@@ -113,7 +206,7 @@ class SubscriberHandler(JSONErrors):
         if not asked:
             return None
         try:
-            return dict(from_id(asked))
+            return from_id(asked)
         except BadPosition as error:
             raise RequestError(400, f"bad last_event_id: {error}") from None
 
@@ -130,6 +223,27 @@ def check_wiring(
     if source is not None and not callable(getattr(source, "open", None)):
         raise TypeError(f"{name} takes a source that opens stores, such as Channels(), not {source!r:.80}")
     return store, source
+
+
+def check_origins(handler: RequestHandler, allow_origins: Origins) -> Origins:
+    """`allow_origins` as it is, if a route may say so. Raises TypeError."""
+    if isinstance(allow_origins, str) and allow_origins != "*":
+        name = type(handler).__name__
+        raise TypeError(f'{name} takes allow_origins="*" or a list of origins, not the str {allow_origins!r:.80}')
+    return allow_origins
+
+
+async def seek(stores: Iterable[BaseStore], offsets: Mapping[str, int] | None) -> dict[BaseStore, int]:
+    """Where a reader with `offsets` (by epoch; None: a new one) begins in each of `stores`. Raises `RequestError`."""
+    stores = list(stores)
+    try:
+        async with asyncio.timeout(READY_TIMEOUT):
+            return dict(zip(stores, await asyncio.gather(*(store.seek(offsets) for store in stores)), strict=True))
+    except TimeoutError:
+        logger.warning("the broker has not confirmed in %g s: subscribing all the same", READY_TIMEOUT)
+        return {store: store.cursor(offsets) for store in stores}
+    except BrokerError as error:
+        raise RequestError(503, str(error)) from error
 
 
 def open_channel(source: Source, name: str) -> BaseStore:
