@@ -1,28 +1,27 @@
-"""The servers that `fanout.py` compares; run as `fanout_servers.py NAME`, one is a process and obeys standard input.
+"""The servers in Python that `fanout.py` compares: `fanout_servers.py NAME` is one, and obeys standard input.
 
-All run on the same event loop (uvloop where it is installed), write no access log, and give each message an id.
-A server prints its port. Then a line on standard input has it do something:
+All run on the same event loop (uvloop where it is installed), show no access log, and keep to their defaults: limits,
+heartbeats and close detection are as a user gets them. A server prints its port. Then a line on standard input has it
+do something:
 
     publish COUNT       publishes COUNT messages in one turn of the loop
     subscribers         answers how many subscribers there are
-    cpu                 answers the CPU time of the process, user and system, in ns
 
 and the end of standard input is its end.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence, Sized
 from dataclasses import dataclass
-from importlib import metadata
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 PAYLOAD_BYTES: Final = 100
 BACKLOG: Final = 1024
@@ -46,20 +45,21 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Peer:
-    """One of those that are compared. `needs` are the distributions it is made of, `start` imports them."""
+class Options:
+    """What a server may be asked for beside its defaults."""
 
-    title: str
-    protocol: Literal["SSE", "WebSocket"]
-    needs: tuple[str, ...]
-    start: Callable[[socket.socket], Awaitable[Running]]
-
-    def versions(self) -> dict[str, str]:
-        """What is installed of `needs`. Raises `PackageNotFoundError`, named by what is missing."""
-        return {name: metadata.version(name) for name in self.needs}
+    heartbeat: float | None = None
+    """Seconds between the heartbeats of Waterspout's."""
+    broker: str = ""
+    """The URL of the broker for those who have one."""
+    history: int = 0
+    """Messages that it keeps of each channel."""
 
 
-async def bare_loop(listener: socket.socket) -> Running:
+Start = Callable[[socket.socket, Options], Awaitable[Running]]
+
+
+async def bare_loop(listener: socket.socket, options: Options) -> Running:
     """The floor: no server at all, the bytes of an event stream sent to each socket in turn."""
     sockets: list[socket.socket] = []
 
@@ -82,40 +82,79 @@ async def bare_loop(listener: socket.socket) -> Running:
     return Running(publish, sockets)
 
 
-async def waterspout_eventsource(listener: socket.socket) -> Running:
+async def waterspout_eventsource(listener: socket.socket, options: Options) -> Running:
     from waterspout_handlers import EventSource
 
-    return waterspout(listener, EventSource)
+    return waterspout(listener, EventSource, options)
 
 
-async def waterspout_websocket(listener: socket.socket) -> Running:
+async def waterspout_websocket(listener: socket.socket, options: Options) -> Running:
     from waterspout_handlers import WebSocketSubscriber
 
-    return waterspout(listener, WebSocketSubscriber)
+    return waterspout(listener, WebSocketSubscriber, options)
 
 
-def waterspout(listener: socket.socket, handler: Any) -> Running:
+def waterspout(listener: socket.socket, handler: Any, options: Options) -> Running:
     from waterspout_core import QueueStore
 
     store = QueueStore()
+    return Running(
+        submit_to(store), store.subscribers, tornado_server(listener, handler, {"store": store}, **settings(options))
+    )
 
+
+async def waterspout_lines(listener: socket.socket, options: Options) -> Running:
+    from waterspout_core import QueueStore
+    from waterspout_handlers import LineServer
+
+    store = QueueStore()
+    server = LineServer(store=store, **settings(options))
+    server.add_socket(listener)
+    return Running(submit_to(store), store.subscribers, server)
+
+
+async def waterspout_channels(listener: socket.socket, options: Options) -> Running:
+    """Channels of a broker, as event streams. Who publishes is another process."""
+    from waterspout_channels import Channels
+    from waterspout_handlers import Connections, EventSource
+
+    def publish(events: Sequence[Event]) -> None:
+        raise NotImplementedError("the broker is the one to publish at")
+
+    connections = Connections()
+    source = Channels(options.broker, history=options.history)
+    return Running(
+        publish, connections, tornado_server(listener, EventSource, {"source": source}, connections=connections)
+    )
+
+
+def submit_to(store: Any) -> Callable[[Sequence[Event]], None]:
     def publish(events: Sequence[Event]) -> None:
         for event in events:
             store.submit(event.text)
 
-    return Running(publish, store.subscribers, tornado_server(listener, handler, {"store": store}))
+    return publish
 
 
-def tornado_server(listener: socket.socket, handler: Any, arguments: dict[str, Any]) -> object:
+def settings(options: Options) -> dict[str, Any]:
+    """Without `options` nothing: all is as a user gets it."""
+    if options.heartbeat is None:
+        return {}
+    from waterspout_handlers import Connections
+
+    return {"connections": Connections(heartbeat=options.heartbeat)}
+
+
+def tornado_server(listener: socket.socket, handler: Any, arguments: dict[str, Any], **settings: Any) -> object:
     from tornado.httpserver import HTTPServer
     from tornado.web import Application
 
-    server = HTTPServer(Application([("/", handler, arguments)]))
+    server = HTTPServer(Application([("/", handler, arguments)], **settings))
     server.add_socket(listener)
     return server
 
 
-async def plain_tornado(listener: socket.socket) -> Running:
+async def plain_tornado(listener: socket.socket, options: Options) -> Running:
     """What one writes with Tornado alone: the handler of each subscriber stays, writes and flushes."""
     from tornado.web import RequestHandler
 
@@ -143,7 +182,24 @@ async def plain_tornado(listener: socket.socket) -> Running:
     return Running(publish, handlers, tornado_server(listener, Plain, {}))
 
 
-async def sse_starlette(listener: socket.socket) -> Running:
+async def tornadose(listener: socket.socket, options: Options) -> Running:
+    from tornadose.handlers import EventSource  # type: ignore[import-untyped]
+    from tornadose.stores import QueueStore  # type: ignore[import-untyped]
+
+    class Subscriber(EventSource):  # type: ignore[misc]
+        async def get(self) -> None:
+            self.flush()  # or its head would wait for the first message
+            await super().get()
+
+    def publish(events: Sequence[Event]) -> None:
+        for event in events:
+            store.submit(event.text)
+
+    store = QueueStore()
+    return Running(publish, store.subscribers, tornado_server(listener, Subscriber, {"store": store}))
+
+
+async def sse_starlette(listener: socket.socket, options: Options) -> Running:
     import uvicorn
     from sse_starlette import EventSourceResponse, ServerSentEvent
     from starlette.applications import Starlette
@@ -174,7 +230,7 @@ async def sse_starlette(listener: socket.socket) -> Running:
     return Running(publish, queues, asyncio.create_task(server.serve([listener])))
 
 
-async def aiohttp_sse(listener: socket.socket) -> Running:
+async def aiohttp_sse(listener: socket.socket, options: Options) -> Running:
     from aiohttp import web
     from aiohttp_sse import EventSourceResponse, sse_response
 
@@ -204,7 +260,7 @@ async def aiohttp_sse(listener: socket.socket) -> Running:
     return Running(publish, queues, runner)
 
 
-async def websockets_broadcast(listener: socket.socket) -> Running:
+async def websockets_broadcast(listener: socket.socket, options: Options) -> Running:
     from websockets.asyncio.server import ServerConnection, broadcast, serve
 
     async def subscribe(connection: ServerConnection) -> None:
@@ -219,23 +275,21 @@ async def websockets_broadcast(listener: socket.socket) -> Running:
             broadcast(connections, json.dumps({"data": event.text, "id": event.id}, separators=(",", ":")))
 
     connections: set[ServerConnection] = set()
-    # Without its pings, which the load generator would have to answer: that is in its favour.
-    server = await serve(subscribe, sock=listener, ping_interval=None)
+    server = await serve(subscribe, sock=listener)
     return Running(publish, connections, server)
 
 
-OURS: Final = ("tornado", "waterspout-core", "waterspout-handlers")
-
-PEERS: Final = {
-    "floor": Peer("a bare loop of `socket.send`", "SSE", (), bare_loop),
-    "eventsource": Peer("Waterspout `EventSource`", "SSE", OURS, waterspout_eventsource),
-    "tornado": Peer("Tornado `write` + `flush`", "SSE", ("tornado",), plain_tornado),
-    "aiohttp-sse": Peer("aiohttp-sse", "SSE", ("aiohttp", "aiohttp-sse"), aiohttp_sse),
-    "sse-starlette": Peer(
-        "sse-starlette on uvicorn", "SSE", ("httptools", "sse-starlette", "starlette", "uvicorn"), sse_starlette
-    ),
-    "websocket": Peer("Waterspout `WebSocketSubscriber`", "WebSocket", OURS, waterspout_websocket),
-    "websockets": Peer("websockets `broadcast`", "WebSocket", ("websockets",), websockets_broadcast),
+SERVERS: Final[dict[str, Start]] = {
+    "floor": bare_loop,
+    "eventsource": waterspout_eventsource,
+    "websocket": waterspout_websocket,
+    "lines": waterspout_lines,
+    "channels": waterspout_channels,
+    "tornado": plain_tornado,
+    "tornadose": tornadose,
+    "aiohttp-sse": aiohttp_sse,
+    "sse-starlette": sse_starlette,
+    "websockets": websockets_broadcast,
 }
 
 
@@ -256,11 +310,11 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-async def serve(peer: Peer) -> None:
-    """Run `peer` until standard input ends."""
+async def serve(start: Start, options: Options) -> None:
+    """Run a server until standard input ends."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     listener.setblocking(False)
-    server = await peer.start(listener)
+    server = await start(listener, options)
     numbers = itertools.count(1)
 
     def obey() -> None:
@@ -270,8 +324,6 @@ async def serve(peer: Peer) -> None:
                 server.publish([Event(f"0123456789-{n}", payload(n)) for n in itertools.islice(numbers, int(count))])
             case [b"subscribers"]:
                 print(len(server.subscribers), flush=True)
-            case [b"cpu"]:
-                print(time.process_time_ns(), flush=True)
             case []:
                 os._exit(0)  # at once: nobody waits for what the servers would do to end well
             case unknown:
@@ -282,6 +334,19 @@ async def serve(peer: Peer) -> None:
     await asyncio.Event().wait()
 
 
+def main() -> None:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=SERVERS)
+    parser.add_argument("--loop", choices=["auto", "asyncio"], default="auto")
+    parser.add_argument("--heartbeat", type=float)
+    parser.add_argument("--broker", default="")
+    parser.add_argument("--history", type=int, default=0)
+    asked = parser.parse_args()
+    options = Options(asked.heartbeat, asked.broker, asked.history)
+    with asyncio.Runner(loop_factory=new_loop if asked.loop == "auto" else None) as runner:
+        runner.run(serve(SERVERS[asked.name], options))
+
+
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(serve(PEERS[sys.argv[1]]))
+    main()

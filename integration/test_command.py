@@ -9,13 +9,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 from tornado.websocket import websocket_connect
 
 from integration.clients import DEADLINE, EventStream, Proxy, publish, request
 from integration.conftest import Command, Serve, ServerProcess
+from waterspout.cli._targets import Away, ServerTarget
+from waterspout_core import BrokerError, ChannelStore, History, MemoryPubSub, Message, Position
+from waterspout_handlers import PublishHandler
+from waterspout_redis.testing import FaultProxy, Faults, eventually
 
 LINES: Final = 10_000
 
@@ -125,6 +132,72 @@ def test_lines_are_kept_while_the_server_is_away(
     with EventStream(f"{server.url}/events?channel=logs&last_event_id=0123456789-0") as events:
         assert (events.next() or {})["event"] == "gap"
         assert events.data(1000) == access_log.read_text().splitlines()[-1000:]
+
+
+def test_what_is_sent_again_since_the_answer_was_lost_does_not_arrive_twice(
+    server: ServerProcess, command: StartCommand, access_log: Path
+) -> None:
+    """E11."""
+
+    async def publish_through_a_break() -> str:
+        async with FaultProxy(server.address) as proxy:
+            proxy.to_client.faults = Faults(cut_at=b"HTTP/1.1 200")
+            with access_log.open() as log:
+                publishing = command("publish", "logs", "--url", f"http://127.0.0.1:{proxy.port}", stdin=log)
+            await eventually(lambda: "trying again" in publishing.err)
+            proxy.heal()
+            assert await asyncio.to_thread(publishing.wait) == 0
+            return publishing.err
+
+    with EventStream(f"{server.url}/events?channel=logs") as events:
+        said = asyncio.run(publish_through_a_break())
+        assert events.data(LINES) == access_log.read_text().splitlines()
+        publish(server.url, "logs", "the end")
+        assert events.data(1) == ["the end"]
+    assert f"sent {LINES} messages to logs" in said
+
+
+def test_a_server_without_a_history_is_published_to_without_keys(serve: Serve) -> None:
+    server = serve("--history", "0")
+    with EventStream(f"{server.url}/events?channel=logs") as events:
+        assert run("publish", "logs", "--url", server.url, text="a\nb\n").returncode == 0
+        assert events.data(2) == ["a", "b"]
+
+
+def test_the_rest_of_a_batch_is_sent_again_with_the_keys_that_it_had() -> None:
+    class Hiccup(MemoryPubSub):
+        """Takes all, and once says that it has not."""
+
+        fails = True
+
+        def submit(self, topic: str, message: Message, *, key: str | None = None) -> asyncio.Future[Position | None]:
+            taken = super().submit(topic, message, key=key)
+            if message.data != 3 or not self.fails:
+                return taken
+            self.fails = False
+            failed: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
+            failed.set_exception(BrokerError("no answer"))
+            return failed
+
+    async def main() -> None:
+        store = ChannelStore("a", Hiccup(history=History()))
+        application = Application([("/channels/a", PublishHandler, {"store": store})])
+        [listener] = bind_sockets(0, "127.0.0.1")
+        server = HTTPServer(application)
+        server.add_socket(listener)
+        target = ServerTarget(f"http://127.0.0.1:{listener.getsockname()[1]}", "a", None)
+        with pytest.raises(Away, match="no answer") as away:
+            await target.send([1, 2, 3, 4, 5])
+        assert away.value.sent == 2
+        await target.send([3, 4, 5])
+        await target.send([1, 2])
+        assert [message.data for _, message in await store.history(10)] == [1, 2, 3, 4, 5, 1, 2]
+        await target.aclose()
+        server.stop()
+        await server.close_all_connections()
+        await store.aclose()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("how", ["interrupted", "given up", "refused", "closed"])
@@ -283,6 +356,24 @@ def test_tail_survives_a_restart_of_the_server_and_tells_of_the_gap(
     tailing.until(lambda: tailing.out.endswith("\n9\n"), "the last message")
     assert [line for line in tailing.out.splitlines() if line.isdecimal()] == [str(number) for number in range(10)]
     assert "some message(s) of news are lost" in tailing.err
+
+
+def test_tail_loses_nothing_when_its_server_is_replaced_by_a_new_one(
+    serve: Serve, command: StartCommand, redis_server: Any
+) -> None:
+    """E8: it is told to come back (1012), and goes on where it was."""
+    server, other = (serve("--redis", redis_server.url) for _ in range(2))
+    tailing = command("tail", "news", "--url", server.url)
+    subscribed(server, "news", tailing)
+    for number in range(5):
+        publish(other.url, "news", str(number))
+    server.stop()
+    for number in range(5, 10):
+        publish(other.url, "news", str(number))
+    server.start()
+    tailing.until(lambda: tailing.out.endswith("\n9\n"), "the last message")
+    assert [line for line in tailing.out.splitlines() if line.isdecimal()] == [str(number) for number in range(10)]
+    assert "lost" not in tailing.err
 
 
 def test_tail_goes_on_behind_an_id(server: ServerProcess, command: StartCommand) -> None:

@@ -414,7 +414,8 @@ SUBSCRIBERS: Final = {"/events": EventSource, "/ws": WebSocketSubscriber}
 def serve() -> Callable[..., contextlib.AbstractAsyncContextManager[Server]]:
     """`async with serve(store=store) as server`, or `source=source`: `/events`, `/ws` and `/channels/NAME` over it.
 
-    `routes` come before these, `door` are arguments of the subscribers' ones; `tls`, `send_buffer` and Tornado's settings may follow.
+    `routes` come before these, `door` are arguments of the subscribers' ones; `tls`, `send_buffer` and Tornado's
+    settings may follow.
     """
 
     def serve(

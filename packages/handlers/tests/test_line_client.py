@@ -228,7 +228,8 @@ async def test_a_gap_is_told_in_the_place_of_what_was_lost(until: Any) -> None:
         assert await take(elsewhere, 2) == [Gap(None), Message("3")]
 
 
-async def test_it_goes_when_it_is_told_to_and_comes_back(source: Any, until: Any) -> None:
+async def test_it_goes_when_it_is_told_to_and_comes_back(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waterspout_handlers._lines.LINGER", 30.0)
     async with serving(source=source) as running, LineClient("127.0.0.1", running.port) as client:
         messages = client.subscribe("a", after="earliest")
         await client.publish("a", "1")
@@ -236,7 +237,7 @@ async def test_it_goes_when_it_is_told_to_and_comes_back(source: Any, until: Any
         waiting = asyncio.ensure_future(take(messages, 1))
         begin = time.monotonic()
         await running.server.drain(grace=5.0)
-        assert time.monotonic() - begin < 2.0, "it closes by itself, so nobody has to wait for it"
+        assert time.monotonic() - begin < 3.0, "it closes by itself, so nobody has to wait for it"
         running.start()
         assert await client.publish("a", "2")
         assert await waiting == [Message("2")]
@@ -256,6 +257,24 @@ async def test_a_server_that_says_nothing_is_asked_and_then_left() -> None:
     async with talking(talk) as port, LineClient("127.0.0.1", port, timeout=0.1, heartbeat=0.1) as client:
         assert await take(client.subscribe("a"), 1) == [Message("back")]
     assert heard == [b"SUBSCRIBE a\r\n", b"PING\r\n", b"SUBSCRIBE a FROM e-1\r\n"]
+
+
+async def test_what_was_confirmed_once_is_asked_for_again_when_it_is_refused_for_now() -> None:
+    confirmed, message = b"CONFIRMED a e-1\r\n", b'MESSAGE {"channel":"a","data":"back","id":"e-2"}\r\n'
+    answers = confirmed + b"GOAWAY for now\r\n", b"ERROR the broker is away\r\n", confirmed + message
+    async with answering(*answers) as (port, heard), LineClient("127.0.0.1", port) as client:
+        assert await take(client.subscribe("a"), 1) == [Message("back")]
+        assert heard == [b"SUBSCRIBE a\r\n", b"SUBSCRIBE a FROM e-1\r\n", b"SUBSCRIBE a FROM e-1\r\n"]
+
+
+async def test_what_the_server_does_not_know_it_is_asked_for_again_until_the_gap_is_told() -> None:
+    gap = b'MESSAGE {"channel":"a","event":"gap","data":{"missed":null},"id":"e-9"}\r\n'
+    answers = b"CONFIRMED a\r\nGOAWAY too early\r\n", b"CONFIRMED a\r\n" + gap
+    async with answering(*answers) as (port, heard), LineClient("127.0.0.1", port) as client:
+        messages = client.subscribe("a", after="f00-7")
+        assert await take(messages, 1) == [Gap(None)]
+        assert messages.position == "e-9"
+        assert heard == [b"SUBSCRIBE a FROM f00-7\r\n"] * 2
 
 
 async def test_a_server_that_answers_is_not_left(source: Any) -> None:
@@ -376,6 +395,14 @@ async def test_a_server_of_another_kind_is_refused(answer: bytes) -> None:
             await anext(client.subscribe("a"))
 
 
+async def test_a_line_that_never_ends_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waterspout_handlers._line_client.MAX_MESSAGE_LINE", 100)
+    async with answering(b"x" * 200, b"PONG\r\n") as (port, _), LineClient("127.0.0.1", port) as client:
+        with pytest.raises(LineRefused, match="at most 100 bytes"):
+            await client.ping()
+        assert await client.ping() < DEADLINE
+
+
 async def test_what_is_no_message_is_told_and_not_passed_over() -> None:
     async with (
         answering(b"CONFIRMED a e-1\r\nMESSAGE nonsense\r\n") as (port, _),
@@ -411,15 +438,18 @@ async def test_closing_the_client_ends_its_subscriptions(source: Any, until: Any
         await until(lambda: len(running.server.connections) == 0)
 
 
-async def test_a_client_that_is_closed_while_its_server_is_away_ends_at_once(source: Any, until: Any) -> None:
+async def test_a_client_that_is_closed_while_its_server_is_away_ends_at_once(
+    source: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("waterspout_handlers._line_client.PAUSES", (60.0, 60.0))
     async with serving(source=source) as running, LineClient("127.0.0.1", running.port) as client:
         waiting = asyncio.ensure_future(anext(client.subscribe("a"), None))
         await until(lambda: source.subscribers() == 1)
         running.stop()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.1)
         assert not waiting.done()
         await client.aclose()
-        async with asyncio.timeout(0.1):
+        async with asyncio.timeout(DEADLINE):
             assert await waiting is None
         with pytest.raises(LineBroken, match="closed"):
             await client.publish("a", "x")
@@ -440,6 +470,39 @@ async def test_a_subscription_ends_alone_when_it_is_closed_or_let_go(source: Any
         await until(lambda: source.subscribers() == 0)
         assert await anext(messages, None) is None
         assert await client.ping() < DEADLINE
+
+
+async def test_a_client_that_is_closed_while_it_connects_leaves_nothing_behind(until: Any) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def hesitate(token: str) -> bool:
+        asked.set()
+        return await answer.wait()
+
+    async with serving(QueueStore(), auth=hesitate) as running:
+        client = LineClient("127.0.0.1", running.port, token="secret")
+        publishing = asyncio.ensure_future(client.publish("updates", "x"))
+        await asyncio.wait_for(asked.wait(), DEADLINE)
+        await client.aclose()
+        answer.set()
+        with pytest.raises(LineBroken, match="closed") as caught:
+            await publishing
+        assert not caught.value.maybe_done
+        await until(lambda: len(running.server.connections) == 0)
+
+
+async def test_a_subscription_that_is_closed_before_it_is_confirmed_leaves_nothing_behind(
+    hesitant_store: Any, until: Any
+) -> None:
+    async with serving(hesitant_store) as running, LineClient("127.0.0.1", running.port) as client:
+        messages = client.subscribe("updates")
+        waiting = asyncio.ensure_future(anext(messages, None))
+        await until(lambda: hesitant_store.waiting)
+        await messages.aclose()
+        hesitant_store.waiting[0].set_result(None)
+        assert await waiting is None
+        await until(lambda: not hesitant_store.subscribers)
+        await until(lambda: len(running.server.connections) == 1)
 
 
 async def test_who_is_refused_for_now_comes_again(source: Any, until: Any) -> None:

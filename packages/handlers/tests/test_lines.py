@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -676,6 +677,26 @@ async def test_after_goaway_nothing_is_carried_out(channel_source: Any, until: A
         console.writer.close()
         await draining
         assert source.stores == {}
+
+
+async def test_what_stands_behind_quit_is_not_carried_out(channel_source: Any) -> None:
+    source = channel_source()
+    async with serving(source=source) as running:
+        console = await running.connect()
+        await console.send(b"QUIT\r\nPUBLISH a x\r\n")
+        assert await console.rest() == b"BYE\r\n"
+        assert source.stores == {}
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_who_does_not_close_when_all_is_said_is_not_waited_for_long(tls: bool) -> None:
+    async with serving(QueueStore(), tls=tls) as running:
+        console = await running.connect()
+        await console.ask("PING")
+        begin = time.monotonic()
+        await running.server.drain(grace=30.0)
+        assert time.monotonic() - begin < 4.0
+        assert (await console.rest()).startswith(b"GOAWAY")
 
 
 async def test_while_idle_there_is_no_task_for_a_client() -> None:

@@ -243,6 +243,30 @@ async def test_a_key_that_is_none_is_refused_and_nothing_is_published(
         assert listener.got() == []
 
 
+async def test_no_line_is_published_if_the_key_is_too_long_for_the_last(serve: Any, keeping: Any) -> None:
+    source = keeping()
+    async with serve(source=source) as server:
+        listener = Listener(source, "a")
+        assert (await server.post(f"/channels/a?key={'x' * 253}", b"1\n" * 10, NDJSON)).status == 400
+        assert listener.got() == []
+
+
+async def test_a_store_of_ones_own_may_take_keys(serve: Any) -> None:
+    keys: list[str | None] = []
+
+    class Keyed(QueueStore):
+        def submit(self, data: Any, event: str | None = None, *, key: str | None = None) -> Any:
+            keys.append(key)
+            return super().submit(data, event)
+
+    store = Keyed()
+    async with serve(routes=[("/publish", PublishHandler, {"store": store})], store=store) as server:
+        assert (await server.post("/publish?key=k", b"x")).status == 200
+        assert (await server.post("/publish", b"x")).status == 200
+        assert (await server.post("/publish?key=a%7Fb", b"x")).status == 400
+        assert keys == ["k", None]
+
+
 async def test_the_longest_key_is_taken(serve: Any, keeping: Any) -> None:
     async with serve(source=keeping()) as server:
         assert (await server.post(f"/channels/a?key={'x' * 255}", b"1")).status == 200

@@ -25,8 +25,7 @@ from tornado.web import Application
 
 from waterspout_core import Entry, Gap, Log, Message, Position, QueueStore, from_id
 from waterspout_core.testing import Account, Ledger
-from waterspout_handlers import Connections, EventSource, WebSocketSubscriber
-from waterspout_handlers._lines import LineServer
+from waterspout_handlers import Connections, EventSource, LineServer, LongPoll, WebSocketSubscriber
 
 KiB: Final = 1024
 DEADLINE: Final = 100.0
@@ -305,9 +304,8 @@ def open_house(event_parser: Any) -> Callable[..., contextlib.AbstractAsyncConte
     ) -> AsyncIterator[House]:
         source = Queues(**bounds)
         connections = Connections(heartbeat=0) if connections is None else connections
-        routes = [
-            (path, door, {"source": source}) for path, door in (("/events", EventSource), ("/ws", WebSocketSubscriber))
-        ]
+        doors = {"/events": EventSource, "/ws": WebSocketSubscriber, "/poll": LongPoll}
+        routes = [(path, door, {"source": source}) for path, door in doors.items()]
         http = HTTPServer(Application(routes, connections=connections))
         lines = LineServer(source=source, connections=connections)
         ports = []
@@ -417,6 +415,40 @@ async def test_one_reset_in_the_middle_of_anything_comes_back_and_has_missed_not
         house.ledger.check()
         assert reader.gaps == 0
         reader.go()
+        await until(lambda: len(house.connections) == 0)
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+@pytest.mark.parametrize("there", ["before", "after"])
+async def test_a_poll_ends_with_its_answer_however_little_of_that_the_socket_takes_at_once(
+    open_house: Any, until: Any, version: str, there: str
+) -> None:
+    """Whether what it waits for was there before it came, or is published when it is there."""
+    async with open_house(tiny=True) as house:
+        reader = house.reader("events")
+        texts = [f"{number:>5000}" for number in range(20)]  # one run
+        if there == "before":
+            for text in texts:
+                await house.publish(text)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TINY)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, ("127.0.0.1", house.ports["events"]))
+            await loop.sock_sendall(
+                sock, f"GET /poll?channel=a&last_event_id={reader.after} {version}\r\nHost: localhost\r\n\r\n".encode()
+            )
+            if there == "after":
+                await until(lambda: reader.store.subscribers)
+                for text in texts:
+                    house.source.open("a").submit(text)  # all in one turn
+            heard = await loop.sock_recv(sock, 10)
+            await until(lambda: not reader.store.subscribers)
+            house.source.open("a").submit("too late")
+            while piece := await loop.sock_recv(sock, 65536):
+                heard += piece
+        body = HTTPBody().feed(heard) if version == "HTTP/1.1" else heard.partition(b"\r\n\r\n")[2]
+        assert [message["data"] for message in json.loads(body)["messages"]] == texts
         await until(lambda: len(house.connections) == 0)
 
 

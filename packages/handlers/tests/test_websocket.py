@@ -16,6 +16,7 @@ from tornado.websocket import WebSocketClosedError, websocket_connect
 
 from waterspout_core import DataStore, QueueStore, Submitted
 from waterspout_handlers import Connections, WebSocketSubscriber
+from waterspout_handlers._goodbye import AGED
 from waterspout_handlers._socket import Socket
 
 
@@ -385,13 +386,17 @@ async def test_a_handler_without_hooks_lives_for_the_handshake_only(serve: Any, 
 # Who is there
 
 
-async def test_a_ping_is_sent_every_heartbeat_and_who_answers_stays(serve: Any) -> None:
+async def test_who_answers_a_ping_stays(serve: Any) -> None:
     store = QueueStore()
-    async with serve(store=store, connections=Connections(heartbeat=0.05)) as server:
+    async with serve(store=store, connections=Connections(heartbeat=0)) as server:
         peer = await server.websocket("/ws")
+        (outlet,) = server.connections
         for _ in range(5):
+            outlet.beat()
             assert await peer.frame() == (0x89, b"")
             await peer.send_frame(0x8A, b"")
+            await peer.send_frame(0x89, b"heard")
+            assert await peer.frame() == (0x8A, b"heard")
         assert len(store.subscribers) == 1
         assert server.connections.counts.silent == 0
 
@@ -443,20 +448,32 @@ async def test_who_cannot_be_heard_since_we_do_not_listen_is_not_silent(
         assert frame.json["subscribed"] == "a"
 
 
-async def test_f53_who_reads_slowly_is_not_silent(serve: Any, until: Any, beats: list[int]) -> None:
+async def test_f53_who_reads_slowly_is_not_silent(serve: Any, until: Any) -> None:
     store = QueueStore()
-    connections = Connections(heartbeat=0.02)
-    async with serve(store=store, send_buffer=4096, connections=connections) as server:
+    async with serve(store=store, send_buffer=4096, connections=Connections(heartbeat=0)) as server:
         peer = await server.websocket("/ws", receive_buffer=4096)
+        (outlet,) = server.connections
+        outlet.beat()
         await store.submit("x" * 1_000_000)
         await until(lambda: server.streams[0].writing())
-        beats.clear()
-        await until(lambda: len(beats) > 5)
-        assert connections.counts.silent == 0
-        frame = await peer.frame()
-        while frame.first == 0x89:
-            frame = await peer.frame()
-        assert len(frame.json["data"]) == 1_000_000
+        for _ in range(3):
+            outlet.beat()
+        assert await peer.frame() == (0x89, b"")
+        assert len((await peer.frame()).json["data"]) == 1_000_000
+        await until(lambda: not server.streams[0].writing())
+        outlet.beat()
+        assert await peer.frame() == (0x89, b"")
+
+
+async def test_who_is_about_to_go_is_not_silent(serve: Any) -> None:
+    async with serve(store=QueueStore(), connections=Connections(heartbeat=0)) as server:
+        peer = await server.websocket("/ws")
+        (outlet,) = server.connections
+        outlet.end(AGED)
+        for _ in range(3):
+            outlet.beat()
+        assert (await peer.frame()).close_code == 1012
+        assert server.connections.counts.silent == 0
 
 
 # Hooks of handlers
@@ -477,14 +494,18 @@ async def test_no_message_follows_the_close_frame_of_a_handler(serve: Any, until
     """RFC 6455, 5.5.1: an application must not send any more data frames after sending a Close frame."""
     store = QueueStore()
 
+    seen = []
+
     class Bouncer(WebSocketSubscriber):
         def on_message(self, message: str | bytes) -> None:
+            seen.append(message)
             self.close(4000, "out")
 
     async with serve(routes=[("/bouncer", Bouncer, {"store": store})], store=store) as server:
         peer = await server.websocket("/bouncer")
-        await peer.send_frame(0x81, b"hello")
+        await peer.send(b"\x81\x85\0\0\0\0hello" * 2)
         assert (await peer.frame()).close_code == 4000
+        assert seen == ["hello"]
         store.submit("too late")
         await peer.send_frame(0x88, b"\x0f\xa0")  # the client agrees
         assert await peer.rest() == b""
@@ -612,6 +633,21 @@ async def test_a_handler_hears_of_a_client_that_is_gone_once(hooked: Any, until:
         peer.reset()
         await until(lambda: heard)
     assert heard == [(None, None)]
+
+
+async def test_a_goodbye_without_a_code_leaves_a_handler_without_one(hooked: Any, until: Any) -> None:
+    heard: list[Any] = []
+
+    class Curious(WebSocketSubscriber):
+        def on_close(self) -> None:
+            heard.append((self.close_code, self.close_reason))
+
+    async with hooked(Curious) as server:
+        peer = await server.websocket("/hooked/x")
+        await peer.send_frame(0x88, b"")
+        assert await peer.frame() == (0x88, b"")
+        peer.close()
+        await until(lambda: heard == [(None, None)])
 
 
 async def test_a_handler_writes_text_bytes_and_objects(hooked: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from waterspout_core import QueueStore
-from waterspout_handlers import Connections, WebSocketSubscriber, _outlet
+from waterspout_handlers import Connections, WebSocketSubscriber
+from waterspout_handlers._goodbye import AGED
 
 KEY = b"\x37\xfa\x21\x3d"
 
@@ -298,24 +299,23 @@ async def test_f55_a_drain_says_1012_and_waits_for_the_answer(serve: Any, tls: b
         assert len(server.connections) == 0
 
 
-async def test_who_does_not_answer_our_goodbye_is_cut_off(
-    serve: Any, until: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_outlet, "CLOSING", 0.05)
-    async with serve(store=QueueStore(), connections=Connections(heartbeat=0.01)) as server:
+async def test_who_does_not_answer_our_goodbye_is_cut_off_in_the_end(serve: Any, until: Any) -> None:
+    async with serve(store=QueueStore(), connections=Connections(heartbeat=0.25)) as server:
         peer = await server.websocket("/ws")
         (outlet,) = server.connections
-        outlet.end(_outlet.AGED)
-        assert await failure(peer) == 1012
+        outlet.end(AGED)
+        assert (await peer.frame()).close_code == 1012
+        assert len(server.connections) == 1
+        server.connections.expire_at(outlet, 0)  # its time to answer is over
+        assert await peer.rest() == b""
         await until(lambda: not len(server.connections))
-        assert server.connections.counts.silent == 0
 
 
 async def test_who_breaks_the_protocol_in_answer_to_our_goodbye_is_cut_off_at_once(serve: Any, until: Any) -> None:
     async with serve(store=QueueStore()) as server:
         peer = await server.websocket("/ws")
         (outlet,) = server.connections
-        outlet.end(_outlet.AGED)
+        outlet.end(AGED)
         assert (await peer.frame()).close_code == 1012
         await peer.send(masked(0x81, b"not yet") + masked(0x83))
         assert await peer.rest() == b""
@@ -323,14 +323,13 @@ async def test_who_breaks_the_protocol_in_answer_to_our_goodbye_is_cut_off_at_on
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_who_breaks_the_protocol_and_stays_is_cut_off(
-    serve: Any, until: Any, monkeypatch: pytest.MonkeyPatch, tls: bool
-) -> None:
-    monkeypatch.setattr(_outlet, "CLOSING", 0.05)
+async def test_who_breaks_the_protocol_and_stays_is_cut_off_in_the_end(serve: Any, until: Any, tls: bool) -> None:
     async with serve(store=QueueStore(), connections=Connections(heartbeat=0.25), tls=tls) as server:
         peer = await server.websocket("/ws")
         await peer.send(masked(0x83))
-        assert (await peer.frame()).close_code == 1002
+        assert await failure(peer) == 1002
+        for outlet in server.connections:
+            server.connections.expire_at(outlet, 0)
         await until(lambda: not len(server.connections))
 
 

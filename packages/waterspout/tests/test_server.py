@@ -6,17 +6,23 @@ import asyncio
 import errno
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
 from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
 
 import waterspout
-from waterspout import BaseStore, Channels
+from waterspout import BaseStore, Channels, Connections
 from waterspout._demo import publish_figures
 from waterspout.cli import main
-from waterspout.cli._serve import _why_not
+from waterspout.cli._serve import _check_origin, _why_not
+from waterspout.cli._tail import _tail
 from waterspout.server import CONSOLE, Server
 
 
@@ -149,10 +155,12 @@ def test_the_demo_publishes_figures_of_this_machine(monkeypatch: pytest.MonkeyPa
 
 def test_help_names_the_variable_of_every_option(runner: CliRunner) -> None:
     for command, options in {
-        "serve": ["HOST", "PORT", "ALLOW_HOST", "REDIS", "HISTORY", "RETENTION", "DEMO", "LOOP", "LOG_LEVEL"],
+        "serve": ["HOST", "PORT", "ALLOW_HOST", "ALLOW_ORIGIN", "TCP_PORT", "TCP_TOKEN", "REDIS", "HISTORY",
+                  "RETENTION", "MAX_CONNECTIONS", "MAX_PER_ADDRESS", "MAX_AGE", "HEARTBEAT", "WHEN_BEHIND", "GRACE",
+                  "DEMO", "LOOP", "LOG_LEVEL"],
         "publish": ["URL", "REDIS", "HISTORY", "RETENTION", "RETRY_FOR"],
         "tail": ["URL"],
-    }.items():
+    }.items():  # fmt: skip
         result = runner.invoke(main, [command, "--help"])
         assert result.exit_code == 0
         for option in options:
@@ -182,3 +190,86 @@ def test_uvloop_is_asked_for_by_name_only_where_it_is(runner: CliRunner, monkeyp
 )
 def test_why_it_cannot_listen_is_told_in_words(error: OSError, said: str) -> None:
     assert said in _why_not(error, "::1", 80)
+
+
+def test_why_it_cannot_listen_names_the_option_that_mends_it() -> None:
+    assert "--tcp-port" in _why_not(OSError(errno.EADDRINUSE, ""), "::1", 80, "--tcp-port")
+
+
+@pytest.mark.parametrize("origin", ["*", "https://www.example.com", "http://localhost:3000", "http://[::1]:80"])
+def test_what_a_browser_sends_as_an_origin_may_be_allowed(origin: str) -> None:
+    _check_origin(origin)
+
+
+@pytest.mark.parametrize("origin", ["", "null", "www.example.com", "https://", "https://a/", "https://a?b", "a b://c"])
+def test_anything_else_is_no_origin(origin: str) -> None:
+    with pytest.raises(ValueError, match="--allow-origin"):
+        _check_origin(origin)
+
+
+def test_the_doors_share_the_connections_that_they_are_given() -> None:
+    async def use() -> None:
+        server = Server(Channels(), connections=Connections(max_connections=1))
+        url = server.start("127.0.0.1", 0)
+        host, _, port = server.start_lines("127.0.0.1", 0).removeprefix("tcp://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"SUBSCRIBE a\r\n")
+        assert (await reader.readline()).startswith(b"CONFIRMED a ")
+        answer = await AsyncHTTPClient().fetch(url + "/poll?channel=a", raise_error=False)
+        assert (answer.code, int(answer.headers["Retry-After"]) > 0) == (503, True)
+        counts = json.loads((await AsyncHTTPClient().fetch(url + "/healthz")).body)["connections"]
+        assert (counts["open"], counts["refused"]) == (1, 1)
+        await server.aclose()
+        assert (await reader.readline()).startswith(b"GOAWAY ")
+        assert await reader.read() == b""
+        writer.close()
+
+    asyncio.run(use())
+
+
+class Restless(WebSocketHandler):
+    """Refuses the first one, sends the second one away, and has a message for the third."""
+
+    def initialize(self, came: list[float]) -> None:
+        self.came = came
+
+    def prepare(self) -> None:
+        self.came.append(time.monotonic())
+        if len(self.came) == 1:
+            self.set_header("Retry-After", "1")
+            self.set_status(503)
+            self.finish()
+
+    async def open(self) -> None:
+        if len(self.came) == 2:
+            self.close(1012, "the server is about to stop: come back")
+        else:
+            await self.write_message({"channel": "a", "data": "at last", "id": "0123456789-1"})
+
+
+def test_tail_comes_back_when_it_was_told_to_and_not_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """F54: after a restart thousands of them come back, not all at once."""
+    monkeypatch.setattr("waterspout.cli._tail.RETURN", (0.7, 0.9))
+    came: list[float] = []
+
+    async def use() -> None:
+        server = HTTPServer(Application([(r"/ws", Restless, {"came": came})]))
+        sockets = bind_sockets(0, "127.0.0.1")
+        server.add_sockets(sockets)
+        port = sockets[0].getsockname()[1]
+        tailing = asyncio.create_task(_tail(f"http://127.0.0.1:{port}", ("a",), False, None))
+        printed = ""
+        async with asyncio.timeout(10):
+            while "at last" not in printed:
+                await asyncio.sleep(0.01)
+                printed += capsys.readouterr().out
+        tailing.cancel()
+        server.stop()
+        await server.close_all_connections()
+
+    asyncio.run(use())
+    first, second, third = came
+    assert 1.0 <= second - first < 2
+    assert 0.7 <= third - second < 2

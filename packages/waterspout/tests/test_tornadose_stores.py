@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -236,6 +238,74 @@ def test_one_store_serves_tornadoses_subscribers_and_waterspouts() -> None:
         await store.submit("b")
         await handler.until({"a": [1, 2]}, "b")
         assert store.subscribers == {handler, woken}
+
+    run(use())
+
+
+def test_an_audience_is_woken_once_for_all_who_are_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Audience:
+        woken = 0
+
+        def wake(self, store: BaseStore) -> None:
+            self.woken += 1
+
+    async def use() -> None:
+        store, audience = QueueStore(), Audience()
+        members = [Woken(store) for _ in range(3)]
+        for member in members:
+            store.deregister(member)
+            store.register(member, by=audience)
+        assert store.subscribers == set(members)
+        await store.submit("a")
+        await a_few_turns()
+        assert (audience.woken, [member.got for member in members]) == (1, [[], [], []])
+        with caplog.at_level(logging.DEBUG):
+            for member in members:
+                store.deregister(member)
+            store.deregister(audience)
+        assert "not registered" not in caplog.text
+        handler = Handler(store)
+        await store.submit("b")
+        await handler.until("b")
+        assert audience.woken == 1
+
+    run(use())
+
+
+def test_whoever_can_be_woken_is_not_given_the_messages_as_well() -> None:
+    class Either(Woken):
+        def submit(self, message: Any) -> None:
+            raise AssertionError(message)
+
+    async def use() -> None:
+        store = QueueStore()
+        either, handler = Either(store), Handler(store)
+        for message in "ab":
+            await store.submit(message)
+        await handler.until("a", "b")
+        assert (either.got, store.subscribers) == (["a", "b"], {either, handler})
+
+    run(use())
+
+
+@pytest.mark.parametrize("leaves", ["while it waits", "while it is busy"])
+def test_who_has_left_is_read_for_no_more(leaves: str) -> None:
+    async def use() -> None:
+        store = QueueStore()
+        slow = Slow(store)
+        if leaves == "while it is busy":
+            await store.submit("a")
+            await eventually(lambda got=slow.got: got)
+        store.deregister(slow)
+        await store.submit("b")
+        slow.free.set()
+        await a_few_turns()
+        assert slow.got == (["a"] if leaves == "while it is busy" else [])
+        assert len(asyncio.all_tasks()) == 1
+        known = weakref.ref(slow)
+        del slow
+        gc.collect()
+        assert known() is None
 
     run(use())
 

@@ -4,7 +4,7 @@ from ._audience import Behind
 from ._connections import ConnectionRefused, Connections, Counts, Draining, TooManyConnections, connections_of
 from ._eventsource import EventSource
 from ._formats import Format
-from ._goodbye import Goodbye
+from ._goodbye import AGED, FULL, RESTART, SILENT, Goodbye
 from ._line_client import LineClient
 from ._lines import LineServer
 from ._longpoll import LongPoll
@@ -14,6 +14,10 @@ from ._requests import JSONErrors, NotFound, RequestError, SubscriberHandler
 from ._websocket import WebSocketSubscriber
 
 __all__ = [
+    "AGED",
+    "FULL",
+    "RESTART",
+    "SILENT",
     "Behind",
     "ConnectionRefused",
     "Connections",

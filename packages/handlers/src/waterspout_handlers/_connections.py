@@ -6,23 +6,22 @@ import asyncio
 import contextlib
 import math
 import random
+import socket
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
+from tornado.iostream import IOStream
 from tornado.web import Application
 
 from waterspout_core import BaseStore
 
 from ._audience import Audience, Behind
 from ._formats import Format
-from ._goodbye import RESTART
-
-if TYPE_CHECKING:
-    from ._outlet import Outlet
+from ._goodbye import RESTART, Goodbye
 
 _STEPS: Final = 25
 """In each heartbeat interval all are visited once, in so many steps at least: not all of them at one moment."""
@@ -51,6 +50,31 @@ class TooManyConnections(ConnectionRefused):
 
 class Draining(ConnectionRefused):
     """The server is about to stop."""
+
+
+class Connected(Protocol):
+    """One of them; an `Outlet`, mostly."""
+
+    address: str
+
+    def beat(self) -> object:
+        """Called in each heartbeat interval once."""
+
+    def expire(self) -> object:
+        """Its deadline has come."""
+
+    def end(self, goodbye: Goodbye, /) -> object:
+        """Say `goodbye`, and close."""
+
+    def close(self) -> object:
+        """Close, now."""
+
+
+class Reader(Connected, Protocol):
+    """One who may fall behind."""
+
+    def is_too_slow(self, seconds: float, written: int) -> bool:
+        """Whether it is to be cut off, being behind for `seconds`, since `written` bytes had been published to it."""
 
 
 @dataclass(slots=True)
@@ -108,14 +132,14 @@ class Connections:
         self.draining = False
         self.counts = Counts()
         # In so many parts that one of them is visited each second, or more often.
-        self._parts: list[dict[Outlet, None]] = [{} for _ in range(max(_STEPS, math.ceil(heartbeat)))]
+        self._parts: list[dict[Connected, None]] = [{} for _ in range(max(_STEPS, math.ceil(heartbeat)))]
         self._turn = 0
         self._number = 0
         self._gone: asyncio.Event | None = None  # to be set when the last one has gone
         self._addresses: Counter[str] = Counter()  # only where they are bounded
         self._audiences: dict[tuple[object, ...], Audience] = {}
-        self._behind: dict[Outlet, tuple[float, int]] = {}  # since when, and what had been written then
-        self._deadlines: dict[Outlet, float] = {}
+        self._behind: dict[Any, tuple[float, int]] = {}  # of each `Reader`, since when, and what had been written then
+        self._deadlines: dict[Connected, float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # where the timer runs
 
     def __len__(self) -> int:
@@ -126,7 +150,7 @@ class Connections:
         """True: `connections or Connections()` shall not take others for these, just because nobody is there yet."""
         return True
 
-    def __iter__(self) -> Iterator[Outlet]:
+    def __iter__(self) -> Iterator[Connected]:
         """All there are now."""
         return iter([outlet for part in self._parts for outlet in part])
 
@@ -165,7 +189,7 @@ class Connections:
 
     # For outlets
 
-    def add(self, outlet: Outlet) -> None:
+    def add(self, outlet: Connected) -> None:
         """`outlet` is connected. Raises `TooManyConnections` or `Draining`; it is counted in all the same."""
         try:
             self.check(outlet.address)
@@ -180,7 +204,7 @@ class Connections:
                 self.expire_at(outlet, monotonic() + self.max_age * random.uniform(0.9, 1.1))
             self._keep_time()
 
-    def remove(self, outlet: Outlet) -> None:
+    def remove(self, outlet: Connected) -> None:
         """`outlet` is closed."""
         part = self._part(outlet)
         if outlet not in part:
@@ -197,21 +221,36 @@ class Connections:
             if not self._addresses[outlet.address]:
                 del self._addresses[outlet.address]
 
-    def expire_at(self, outlet: Outlet, when: float) -> None:
+    def expire_at(self, outlet: Connected, when: float) -> None:
         """Have `outlet.expire` called at `when` (`time.monotonic`) or soon after, unless that is to be even earlier."""
         self._deadlines[outlet] = min(when, self._deadlines.get(outlet, math.inf))
 
-    def end_at(self, outlet: Outlet, when: float) -> None:
+    def end_at(self, outlet: Connected, when: float) -> None:
         """Have `outlet.expire` called at `when` or soon after, and not before: what was set so far was for its life."""
         self._deadlines[outlet] = when
 
-    def watch(self, outlet: Outlet, written: int) -> None:
+    def watch(self, outlet: Reader, written: int) -> None:
         """`outlet` does not keep up since now, when `written` bytes had been published to it."""
         self._behind.setdefault(outlet, (monotonic(), written))
 
-    def unwatch(self, outlet: Outlet) -> None:
+    def unwatch(self, outlet: Reader) -> None:
         """It does again."""
         self._behind.pop(outlet, None)
+
+    def tune(self, stream: IOStream) -> None:
+        """Have `stream` send at once what is to be sent, and find out when the peer is not there any more."""
+        # Tornado leaves Nagle's algorithm on: a message would wait until the peer has acknowledged the one before.
+        stream.set_nodelay(True)
+        if stream.socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        with contextlib.suppress(OSError):  # where the system has no such thing, or the peer has gone
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+                if hasattr(socket, name):
+                    stream.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            if self.user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
+                milliseconds = round(self.user_timeout * 1000)
+                stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def audience(self, stores: Collection[BaseStore], format: Format, behind: Behind, period: float) -> Audience:
         """Those who read `stores` in `format`, and are treated alike."""
@@ -234,7 +273,7 @@ class Connections:
 
     # The timer
 
-    def _part(self, outlet: Outlet) -> dict[Outlet, None]:
+    def _part(self, outlet: Connected) -> dict[Connected, None]:
         return self._parts[hash(outlet) % len(self._parts)]
 
     def _keep_time(self) -> None:

@@ -16,6 +16,5 @@ class Goodbye:
 
 RESTART: Final = Goodbye(1012, "the server is about to stop: come back")
 AGED: Final = Goodbye(1012, "this connection is old enough: come back")
-BEHIND: Final = Goodbye(1008, "too far behind")
 SILENT: Final = Goodbye(1011, "nothing was heard for too long")
 FULL: Final = Goodbye(1013, "there are too many connections: come back later")

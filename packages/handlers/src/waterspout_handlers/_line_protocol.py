@@ -24,15 +24,13 @@ from waterspout_core import (
 
 from ._formats import Format, whole_json
 from ._goodbye import Goodbye
+from ._publish import MAX_KEY
 
 PORT: Final = 5567
 """Where a line server listens, unless it is told otherwise."""
 
 MAX_LINE: Final = 64 * 1024
 """Bytes of a line without its end, unless the server says otherwise."""
-
-MAX_KEY: Final = 255
-"""Characters of an idempotency key."""
 
 UNKNOWN: Final = "UNKNOWN COMMAND"
 

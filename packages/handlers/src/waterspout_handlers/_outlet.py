@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import socket
 from collections.abc import Collection
 from time import monotonic
 from typing import Any, Final
@@ -82,6 +81,11 @@ class Outlet:
         return position_of(self.cursors)
 
     @property
+    def talking(self) -> bool:
+        """Whether anything may still be sent."""
+        return self._life is _Life.OPEN
+
+    @property
     def closed(self) -> bool:
         """Whether it is over."""
         return self._life is _Life.CLOSED
@@ -91,7 +95,7 @@ class Outlet:
         if self._stream.closed():  # it went while the head was on its way
             self.close()
             return
-        tune(self._stream, self.connections.user_timeout)
+        self.connections.tune(self._stream)
         if not isinstance(self._stream, SSLIOStream):
             # A stream that writes nothing has no bytes that ours could overtake, so its buffer can be passed by.
             self._send = self._stream.socket.send
@@ -104,23 +108,40 @@ class Outlet:
             refused = RESTART if self.connections.draining else FULL
         if self._stream.writing():
             self._wait(b"", 0)
-        self._read(cursors)
+        self.read(cursors)
         if refused is not None:  # others were faster
             self.end(refused)
         self.listen()
 
+    def read(self, cursors: Cursors, format: Format | None = None) -> None:
+        """Read other stores from now on, or in another format."""
+        if self._life is not _Life.OPEN:
+            return
+        before = self._audience
+        before.leave(self)
+        self._cursors = cursors
+        self._audience = self.connections.audience(
+            cursors.keys(), format or before.format, before.behind, before.period
+        )
+        self._audience.join(self)
+        if self._draining:
+            self.connections.unwatch(self)
+            self._watch()
+        else:
+            self.catch_up()
+
     def follow(self, store: BaseStore, cursor: int, format: Format | None = None) -> None:
         """Read `store` as well, from `cursor` on, and have all in `format` from now on, if there is one."""
         # In one step: no id that is sent behind this may be without `store`.
-        self._read({**self.cursors, store: cursor}, format)
+        self.read({**self.cursors, store: cursor}, format)
 
     def unfollow(self, store: BaseStore) -> None:
         """Read `store` no more."""
-        self._read({other: cursor for other, cursor in self.cursors.items() if other is not store})
+        self.read({other: cursor for other, cursor in self.cursors.items() if other is not store})
 
     def speak(self, format: Format) -> None:
         """From now on, send what comes in `format`."""
-        self._read(dict(self.cursors), format)
+        self.read(dict(self.cursors), format)
 
     def wake(self, store: BaseStore) -> None:
         """One who walks all subscribers of a store wakes the audience by any of them."""
@@ -242,23 +263,6 @@ class Outlet:
         except StreamClosedError:
             self.close()
 
-    def _read(self, cursors: Cursors, format: Format | None = None) -> None:
-        """Read other stores from now on, or in another format."""
-        if self._life is not _Life.OPEN:
-            return
-        before = self._audience
-        before.leave(self)
-        self._cursors = cursors
-        self._audience = self.connections.audience(
-            cursors.keys(), format or before.format, before.behind, before.period
-        )
-        self._audience.join(self)
-        if self._draining:
-            self.connections.unwatch(self)
-            self._watch()
-        else:
-            self.catch_up()
-
     def _flush(self) -> None:
         if self._cursors is None:
             self._audience.flush()
@@ -339,18 +343,3 @@ class Outlet:
 
     def _written(self) -> int:
         return sum(store.log.written for store in self._audience.stores)
-
-
-def tune(stream: IOStream, user_timeout: float) -> None:
-    """Send at once what is to be sent, and find out when the peer is not there any more."""
-    # Tornado leaves Nagle's algorithm on: a message would wait until the peer has acknowledged the one before.
-    stream.set_nodelay(True)
-    if stream.socket.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    with contextlib.suppress(OSError):  # where the system has no such thing, or the peer has gone
-        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-            if hasattr(socket, name):
-                stream.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        if user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
-            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))

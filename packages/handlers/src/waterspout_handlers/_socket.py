@@ -32,7 +32,7 @@ from ._frames import (
     message_frame,
 )
 from ._goodbye import SILENT, Goodbye
-from ._outlet import Outlet, _Life
+from ._outlet import Outlet
 
 if TYPE_CHECKING:
     from ._websocket import WebSocketSubscriber
@@ -74,11 +74,6 @@ class Socket(Outlet):
         self._task: asyncio.Future[None] | None = None  # that deals with a message
         self._unheard = False  # whether nothing was heard since the last ping
 
-    @property
-    def talking(self) -> bool:
-        """Whether messages may be sent."""
-        return self._life is _Life.OPEN
-
     async def introduce(self, handler: WebSocketSubscriber, cursors: Cursors) -> None:
         """Begin, with a `handler` that hears of all that happens; first of all that it is open."""
         self.busy = True  # what comes in the meantime has to wait
@@ -89,7 +84,7 @@ class Socket(Outlet):
                 opened = handler.open(*handler.path_args, **handler.path_kwargs)
                 if opened is not None:
                     await opened
-                self._read(cursors)
+                self.read(cursors)
         except BaseException:
             self.end(FAILED)
             raise

@@ -13,16 +13,30 @@ from waterspout_core import (
     RedisStore,
     open_pubsub,
 )
-from waterspout_handlers import EventSource, PublishHandler, WebSocketSubscriber
+from waterspout_handlers import (
+    Behind,
+    Connections,
+    EventSource,
+    LineClient,
+    LineServer,
+    LongPoll,
+    PublishHandler,
+    WebSocketSubscriber,
+)
 from waterspout_redis import Client, Pipeline, PubSubClient, RedisError
 
 __all__ = [
     "BaseStore",
+    "Behind",
     "Channels",
     "Client",
+    "Connections",
     "DataStore",
     "EventSource",
     "Gap",
+    "LineClient",
+    "LineServer",
+    "LongPoll",
     "MemoryPubSub",
     "Message",
     "Pipeline",

@@ -1,15 +1,22 @@
-"""A listening socket for when file descriptors run out."""
+"""Listening sockets, also for when file descriptors run out."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
 from typing import Any, Final
 
 from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
+from tornado.tcpserver import TCPServer
 
 PAUSE: Final = 1.0
+"""Seconds."""
+
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted, as far as the system allows: after a restart all clients come at once."""
 
 logger: Final = logging.getLogger("waterspout.server")
 
@@ -35,3 +42,23 @@ class Listener(socket.socket):
     def _go_on(self, loop: IOLoop) -> None:
         if self.fileno() != -1:
             loop.update_handler(self.fileno(), IOLoop.READ)
+
+
+def listen(server: TCPServer, host: str, port: int) -> str:
+    """Let `server` listen, and return its address as URLs name it. Port 0 takes a free one. Raises `OSError`."""
+    sockets = [Listener(fileno=found.detach()) for found in bind_sockets(port, host, backlog=BACKLOG)]
+    server.add_sockets(sockets)
+    return f"{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
+
+
+def allow_descriptors() -> None:
+    """Let this process have as many file descriptors as it may: where it is not told otherwise it starts with few."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # macOS says "unlimited", and then refuses that.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

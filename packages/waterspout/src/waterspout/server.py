@@ -6,32 +6,33 @@ import asyncio
 import dataclasses
 import logging
 import re
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
+from tornado.tcpserver import TCPServer
 from tornado.web import Application, RequestHandler, StaticFileHandler
 
 from waterspout_channels import Channels
 from waterspout_core import BrokerError, Message, Position
 from waterspout_handlers import (
+    Behind,
+    Connections,
     EventSource,
     JSONErrors,
+    LineServer,
+    LongPoll,
     NotFound,
-    Outlet,
     PublishHandler,
     RequestError,
     WebSocketSubscriber,
 )
 
-from ._listener import Listener
+from ._listener import listen
 
 CONSOLE: Final = Path(__file__).parent / "console"
-
-WEBSOCKET_PING: Final = 30.0
-"""Seconds between pings; who does not answer within as many more is gone."""
 
 MAX_INCOMING: Final = 64 * 1024
 """Bytes of a WebSocket message from a subscriber."""
@@ -41,6 +42,12 @@ MAX_OTHER_BODY: Final = 64 * 1024
 
 READ_TIMEOUT: Final = 5.0
 """Seconds for the broker to tell about a channel."""
+
+GRACE: Final = 5.0
+"""Seconds in which all leave when the server stops."""
+
+GAP: Final = Behind()
+"""Who does not keep up is told of a gap, where there is one."""
 
 access_logger: Final = logging.getLogger("waterspout.access")
 
@@ -73,7 +80,28 @@ class ActiveChannels(JSONErrors):
 
 
 class ChannelHandler(PublishHandler):
-    """`GET /channels/<name>`: where the channel stands, and with `?limit=` what it keeps. `POST` publishes to it."""
+    """`GET /channels/<name>`: where the channel stands, and with `?limit=` what it keeps. `POST` publishes to it.
+
+    The application's setting `requests` has a Future for each that is under way: a server that stops waits for them.
+    """
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        requests: set[asyncio.Future[None]] = self.settings["requests"]
+        requests.add(self._answered)
+        self._answered.add_done_callback(requests.discard)
+
+    def on_finish(self) -> None:
+        self._end()
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._answered.done():
+            self._answered.set_result(None)
 
     async def get(self, channel: str) -> None:
         limit = self._limit()
@@ -110,13 +138,25 @@ def _as_object(position: Position, message: Message) -> dict[str, Any]:
 
 
 class Health(RequestHandler):
-    """`GET /healthz`: 200 while the process serves, and how the link to the broker is."""
+    """`GET /healthz`: 200 while the process serves, how the link to the broker is, and who is connected.
 
-    def initialize(self, channels: Channels) -> None:
-        self.channels = channels
+    While it is stopping it answers 503: whatever balances the load shall send nobody here any more.
+    """
+
+    def initialize(self, channels: Channels, connections: Connections) -> None:
+        self.channels, self.connections = channels, connections
 
     def get(self) -> None:
-        self.finish({"status": "ok", "broker": dataclasses.asdict(self.channels.pubsub.health)})
+        connections = self.connections
+        if connections.draining:
+            self.set_status(503)
+        self.finish(
+            {
+                "status": "draining" if connections.draining else "ok",
+                "broker": dataclasses.asdict(self.channels.pubsub.health),
+                "connections": {"open": len(connections), **dataclasses.asdict(connections.counts)},
+            }
+        )
 
 
 def log_request(handler: RequestHandler) -> None:
@@ -141,28 +181,41 @@ class OtherHost(JSONErrors):
         raise RequestError(403, f"this server does not answer to the name {host!r:.80}: --allow-host lets it")
 
 
-def make_app(channels: Channels, *, hosts: Collection[str] = (), **settings: Any) -> Application:
+def make_app(
+    channels: Channels,
+    *,
+    hosts: Collection[str] = (),
+    connections: Connections | None = None,
+    allow_origins: Collection[str] = (),
+    when_behind: Behind = GAP,
+    **settings: Any,
+) -> Application:
     """The push server's routes over `channels`, as an application to run, mount or extend.
 
-    It answers to requests for one of `hosts` only; to all where none is named.
+    It answers to requests for one of `hosts` only; to all where none is named. Pages of `allow_origins` may use it from
+    elsewhere. `when_behind` says what becomes of a subscriber that does not keep up, and `connections`
+    bounds and counts them.
     """
-    source = {"source": channels}
+    connections = Connections() if connections is None else connections
+    source = {"source": channels, "allow_origins": allow_origins}
+    subscribers = {**source, "connections": connections, "when_behind": when_behind}
     application = Application(
         default_handler_class=OtherHost if hosts else NotFound,
         log_function=log_request,
-        websocket_ping_interval=WEBSOCKET_PING,
-        websocket_ping_timeout=WEBSOCKET_PING,
         websocket_max_message_size=MAX_INCOMING,
+        connections=connections,
+        requests=set(),
         **settings,
     )
     application.add_handlers(
         f"({'|'.join(_host_pattern(host) for host in hosts)})" if hosts else ".*",
         [
-            (r"/events", EventSource, source),
-            (r"/ws", WebSocketSubscriber, source),
+            (r"/events", EventSource, subscribers),
+            (r"/ws", WebSocketSubscriber, {**subscribers, "allow_subscribe": True, "allow_publish": True}),
+            (r"/poll", LongPoll, subscribers),
             (r"/channels", ActiveChannels, {"channels": channels}),
             (r"/channels/(.+)", ChannelHandler, source),
-            (r"/healthz", Health, {"channels": channels}),
+            (r"/healthz", Health, {"channels": channels, "connections": connections}),
             (r"/([a-z]+\.(?:js|css|svg))", ConsolePage, {"path": CONSOLE}),
             (r"/()", ConsolePage, {"path": CONSOLE, "default_filename": "index.html"}),
             (r".*", NotFound),
@@ -176,32 +229,62 @@ def _host_pattern(host: str) -> str:
 
 
 class Server:
-    """Serves `channels` over HTTP, to requests for one of `hosts` (or any): `start()`, and later `await aclose()`."""
+    """Serves `channels` over HTTP and over TCP: `start()`, `start_lines()`, and later `await aclose()`.
 
-    def __init__(self, channels: Channels, *, hosts: Collection[str] = ()) -> None:
+    `hosts`, `allow_origins` and `when_behind` are those of `make_app`; `connections` counts those of both together.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        *,
+        hosts: Collection[str] = (),
+        connections: Connections | None = None,
+        allow_origins: Collection[str] = (),
+        when_behind: Behind = GAP,
+    ) -> None:
         self.channels = channels
+        self.connections = Connections() if connections is None else connections
+        self._when_behind = when_behind
+        app = make_app(
+            channels,
+            hosts=hosts,
+            connections=self.connections,
+            allow_origins=allow_origins,
+            when_behind=when_behind,
+        )
+        self._requests: set[asyncio.Future[None]] = app.settings["requests"]
         self._http = HTTPServer(
-            make_app(channels, hosts=hosts),
+            app,
             xheaders=False,
             # Only what is published has a body, and PublishHandler has bounds of its own.
             max_body_size=MAX_OTHER_BODY,
             body_timeout=10.0,
         )
+        self._servers: list[TCPServer] = [self._http]
 
     def start(self, host: str, port: int) -> str:
         """Listen, and return the URL. Port 0 takes a free one. Raises `OSError`."""
-        sockets = [Listener(fileno=found.detach()) for found in bind_sockets(port, host)]
-        self._http.add_sockets(sockets)
+        address = listen(self._http, host, port)
         self.channels.pubsub.start()  # so that trouble with the broker is told at once
-        name = f"[{host}]" if ":" in host else host
-        return f"http://{name}:{sockets[0].getsockname()[1]}"
+        return f"http://{address}"
 
-    async def aclose(self) -> None:
-        """Accept nobody any more, say goodbye to the subscribers, and close the channels."""
-        self._http.stop()
-        for store in self.channels:
-            for subscriber in tuple(store.subscribers):
-                if isinstance(subscriber, Outlet):
-                    subscriber.end()
+    def start_lines(self, host: str, port: int, *, token: str | None = None) -> str:
+        """Speak the line protocol on a port beside it, to those who know the `token`, if there is one; like `start`."""
+        lines = LineServer(
+            source=self.channels, auth=token, connections=self.connections, when_behind=self._when_behind
+        )
+        address = listen(lines, host, port)
+        self._servers.append(lines)
+        return f"tcp://{address}"
+
+    async def aclose(self, grace: float = GRACE) -> None:
+        """Accept nobody any more, let all leave in order within `grace` seconds, and close the channels."""
+        end = time.monotonic() + grace
+        for server in self._servers:
+            server.stop()
+        await self.connections.drain(grace)
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=max(end - time.monotonic(), 0))
         await self._http.close_all_connections()
         await self.channels.aclose()

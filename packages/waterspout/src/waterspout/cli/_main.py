@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from ._connect import connect
 from ._publish import publish
 from ._serve import serve
 from ._tail import tail
@@ -19,3 +20,4 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(publish)
 main.add_command(tail)
+main.add_command(connect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
@@ -19,6 +20,18 @@ CLEAR_LINE: Final = "\r\x1b[K"
 DEFAULT_URL: Final = "http://127.0.0.1:8888"
 
 
+class Seconds(click.FloatRange):
+    """So many seconds, and not for ever."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
+
+
 def option(name: str, *names: str, **settings: Any) -> Callable[[F], F]:
     """A click option that `WATERSPOUT_<NAME>` sets as well."""
     variable = "WATERSPOUT_" + name.removeprefix("--").upper().replace("-", "_")
@@ -33,10 +46,31 @@ def redis_option(help: str) -> Callable[[F], F]:
 def history_options(help: str) -> Callable[[F], F]:
     """`--history N` and `--retention SECONDS`."""
     messages = option("--history", default=1000, show_default=True, type=click.IntRange(0), metavar="N", help=help)
-    seconds = click.FloatRange(0, min_open=True)
-    retention = option("--retention", default=3600.0, show_default=True, type=seconds, metavar="SECONDS",
-                       help="How long they are kept.")  # fmt: skip
+    retention = option("--retention", default=3600.0, show_default=True, type=Seconds(0, min_open=True),
+                       metavar="SECONDS", help="How long they are kept.")  # fmt: skip
     return lambda function: messages(retention(function))
+
+
+def connection_options(function: F) -> F:
+    """What bounds the connections of a server, and when they end."""
+    count = click.IntRange(1)
+    for each in (
+        option("--grace", default=5.0, show_default=True, type=Seconds(0), metavar="SECONDS",
+               help="When it stops, all who are connected leave in order, within so long."),
+        option("--when-behind", default="gap", show_default=True, type=click.Choice(["gap", "latest", "disconnect"]),
+               help="What becomes of a subscriber that does not keep up: it is told of a gap where what it missed is "
+               "not kept any more, goes on with the latest message, or is cut off."),
+        option("--heartbeat", default=25.0, show_default=True, type=Seconds(0), metavar="SECONDS",
+               help="Send something this often where there is nothing to say; 0: never."),
+        option("--max-age", type=Seconds(0, min_open=True), metavar="SECONDS",
+               help="End a connection when it is about so old: its client comes back, perhaps to another server."),
+        option("--max-per-address", type=count, metavar="N",
+               help="At most so many subscribers from one address; behind a proxy all come from its own."),
+        option("--max-connections", default=100_000, show_default=True, type=count, metavar="N",
+               help="At most so many subscribers."),
+    ):  # fmt: skip
+        function = each(function)
+    return function
 
 
 def url_option(function: F) -> F:

@@ -45,7 +45,7 @@ def publish(
     tail -F access.log | waterspout publish logs
 
     Empty lines are passed over, bytes that are not UTF-8 are replaced. Messages are kept while the server is away for
-    a moment; one that had been taken when the connection broke may arrive twice.
+    a moment; where there is a history, one that had been taken when the connection broke does not arrive twice.
     """
     redis = _redis_if_meant(redis)
 

@@ -8,19 +8,22 @@ import errno
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Literal
 
 import click
 
 from waterspout_channels import Channels
+from waterspout_handlers import Behind, Connections
 
 from .. import __version__
 from .._demo import publish_figures
+from .._listener import allow_descriptors
 from ..server import Server
-from ._options import fail, history_options, option, redis_option
+from ._options import connection_options, fail, history_options, option, redis_option
 
 LINGER: Final = 60.0
 """Seconds for which a channel that nobody uses stays open; its history is the broker's."""
@@ -42,8 +45,18 @@ LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
     metavar="NAME",
     help="Answer to requests for this name (of a proxy in front, say); on this machine's own addresses to theirs too.",
 )
+@option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages of this site, as in https://www.example.com, read and publish here too; *: those of all sites.",
+)
+@option("--tcp-port", type=click.IntRange(0, 65535), help="Serve lines of text over TCP too; 0 takes a free port.")
+@option("--tcp-token", metavar="TOKEN", help="What clients on the TCP port have to know. Better set as the variable.")
 @redis_option("Serve the channels of this Redis, together with all other servers on it.")
 @history_options("Messages kept of each channel, for those who come back to any server on the same Redis; 0: none.")
+@connection_options
 @option("--demo", is_flag=True, help="Publish this machine's load, memory and network figures every second.")
 @option(
     "--loop",
@@ -54,57 +67,92 @@ LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
 )
 @option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS), help="What to report.")
 def serve(
-    host: str,
-    port: int,
-    allow_hosts: tuple[str, ...],
     redis: str | None,
     history: int,
     retention: float,
-    demo: bool,
     loop: str,
     log_level: str,
+    max_connections: int,
+    max_per_address: int | None,
+    max_age: float | None,
+    heartbeat: float,
+    when_behind: Literal["gap", "latest", "disconnect"],
+    **options: Any,
 ) -> None:
     """Start a push server; Ctrl-C stops it.
 
     Without --redis it is its own broker and needs nothing else.
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    connections = Connections(
+        max_connections=max_connections, max_per_address=max_per_address, max_age=max_age, heartbeat=heartbeat
+    )
     try:
         # Without a history, what this process has heard is all there is for those who come back.
         linger = LINGER if history else retention
         channels = Channels(redis or "memory://", history=history, retention=retention, linger=linger)
+        for origin in options["allow_origins"]:
+            _check_origin(origin)
     except ValueError as error:
         fail(str(error))
+    allow_descriptors()
     factory = _loop_factory(loop)
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            runner.run(_serve(channels, host, port, allow_hosts, demo=demo))
-        except UnicodeError:  # of a name that DNS cannot have (IDNA)
-            fail(f"{host!r} is no address of this machine: choose another with --host")
-        except OSError as error:
-            fail(_why_not(error, host, port))
+            runner.run(_serve(channels, connections, Behind(when_behind), **options))
+        except CannotListen as error:
+            fail(str(error))
 
 
-async def _serve(channels: Channels, host: str, port: int, allow_hosts: tuple[str, ...], *, demo: bool) -> None:
+async def _serve(
+    channels: Channels,
+    connections: Connections,
+    when_behind: Behind,
+    *,
+    host: str,
+    port: int,
+    tcp_port: int | None,
+    tcp_token: str | None,
+    allow_hosts: tuple[str, ...],
+    allow_origins: tuple[str, ...],
+    grace: float,
+    demo: bool,
+) -> None:
     stopped = asyncio.Event()
     _on_signals(stopped.set)
     loopback = _is_loopback(host)
-    server = Server(channels, hosts=(*LOOPBACK_NAMES, host, *allow_hosts) if loopback else allow_hosts)
+    server = Server(
+        channels,
+        hosts=(*LOOPBACK_NAMES, host, *allow_hosts) if loopback else allow_hosts,
+        connections=connections,
+        allow_origins=allow_origins,
+        when_behind=when_behind,
+    )
     try:
-        url = server.start(host, port)
+        with _explained(host, port, "--port"):
+            url = server.start(host, port)
+        urls, open_urls = [url], [url]
+        if tcp_port is not None:
+            with _explained(host, tcp_port, "--tcp-port"):
+                urls.append(server.start_lines(host, tcp_port, token=tcp_token))
+            open_urls = urls[: 1 if tcp_token else 2]
         loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
         click.echo(
-            f"Waterspout {__version__} listens on {url} (broker: {channels.pubsub}, loop: {loop}); Ctrl-C stops it"
+            f"Waterspout {__version__} listens on {' and '.join(urls)} (broker: {channels.pubsub}, loop: {loop}); "
+            "Ctrl-C stops it"
         )
         if not loopback:
-            logger.warning("there is no authentication: whoever reaches %s may read and publish every channel", url)
+            where = " or ".join(open_urls)
+            logger.warning("there is no authentication: whoever reaches %s may read and publish every channel", where)
         async with contextlib.AsyncExitStack() as stack:
             if demo:
                 task = asyncio.create_task(publish_figures(channels))
                 stack.callback(task.cancel)
             await stopped.wait()
+        if len(connections):
+            click.echo(f"{len(connections)} subscribers have {grace:g} s to leave; Ctrl-C again ends it at once")
     finally:
-        await server.aclose()
+        await server.aclose(grace)
     click.echo("Waterspout has stopped")
 
 
@@ -143,11 +191,32 @@ def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
+class CannotListen(Exception):
+    """Why, in one line for the user."""
+
+
+@contextlib.contextmanager
+def _explained(host: str, port: int, option: str) -> Iterator[None]:
+    """Raises `CannotListen` for what goes wrong within."""
+    try:
+        yield
+    except UnicodeError:  # of a name that DNS cannot have (IDNA)
+        raise CannotListen(f"{host!r} is no address of this machine: choose another with --host") from None
+    except OSError as error:
+        raise CannotListen(_why_not(error, host, port, option)) from None
+
+
+def _why_not(error: OSError, host: str, port: int, option: str = "--port") -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken: choose another with --port, or stop what listens there"
+        return f"port {port} on {host} is taken: choose another with {option}, or stop what listens there"
     if error.errno == errno.EACCES:
-        return f"this user may not listen on port {port}: choose one above 1023 with --port"
+        return f"this user may not listen on port {port}: choose one above 1023 with {option}"
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return f"{host!r} is no address of this machine: choose another with --host"
     return f"cannot listen on {host} port {port}: {os.strerror(error.errno) if error.errno else error}"
+
+
+def _check_origin(origin: str) -> None:
+    """Raises ValueError for what no browser sends as an origin (RFC 6454, 6.1)."""
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+", origin):
+        raise ValueError(f"--allow-origin is a site like https://www.example.com, without a path, not {origin!r}")

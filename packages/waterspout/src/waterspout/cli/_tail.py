@@ -7,7 +7,7 @@ import json
 import os
 import random
 import sys
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import click
@@ -17,6 +17,15 @@ from tornado.websocket import WebSocketClientConnection, WebSocketError, websock
 from waterspout_core import GAP_EVENT, check_channel, from_id, to_json
 
 from ._options import check_url, fail, say, url_option
+
+COME_BACK: Final = (1012, 1013)
+"""Close codes of a server that stops, or has too many connections (IANA, "WebSocket Close Code Number Registry")."""
+
+RETURN: Final = (1.0, 5.0)
+"""Seconds until we come back to such a server: not all at once."""
+
+MAX_RETRY_AFTER: Final = 60.0
+"""Seconds for which a server may put us off."""
 
 
 @click.command()
@@ -54,26 +63,33 @@ async def _tail(url: str, channels: tuple[str, ...], as_json: bool, last_id: str
     pause = 0.1
     away = False
     while True:
+        put_off = 0.0
         try:
             connection = await _connect(url, channels, last_id)
         except (OSError, HTTPClientError, WebSocketError) as error:
             if isinstance(error, HTTPClientError) and 400 <= error.code < 500:
                 fail(f"{url} answered {error.code}: {_explanation(error)}")
             if not away:
-                say(f"no answer from {url}: {error}; trying again")
+                say(f"no answer from {url}: {_explanation(error)}; trying again")
             away = True
+            put_off = _retry_after(error)
         else:
             if away:
                 say("it is back")
             away = False
             if connection.headers is not None:
                 last_id = last_id or connection.headers.get("Last-Event-ID")
-            while (text := await connection.read_message()) is not None:
-                pause = 0.1
-                message = json.loads(text)
-                last_id = message["id"]
-                show(message, as_json, several=len(channels) > 1)
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            try:
+                while (text := await connection.read_message()) is not None:
+                    pause = 0.1
+                    message = json.loads(text)
+                    last_id = message["id"]
+                    show(message, as_json, several=len(channels) > 1)
+            finally:
+                connection.close()
+            if connection.close_code in COME_BACK:
+                put_off = random.uniform(*RETURN)
+        await asyncio.sleep(put_off + pause * random.uniform(0.5, 1.0))
         pause = min(pause * 2, 3.0)
 
 
@@ -99,8 +115,18 @@ def show(message: dict[str, Any], as_json: bool, *, several: bool) -> None:
         click.echo(f"{message['channel']}: {text}" if several else text)
 
 
-def _explanation(error: HTTPClientError) -> str:
+def _retry_after(error: Exception) -> float:
+    """The seconds for which a server that refuses us for now wants us to stay away."""
+    response = error.response if isinstance(error, HTTPClientError) else None
+    asked = response.headers.get("Retry-After", "") if response else ""
+    return min(float(asked), MAX_RETRY_AFTER) if asked.isascii() and asked.isdecimal() else 0.0
+
+
+def _explanation(error: Exception) -> str:
+    """What was wrong, in the server's words if there are any."""
+    if not isinstance(error, HTTPClientError) or error.response is None:
+        return str(error)
     try:
-        return str(json.loads(error.response.body)["error"]) if error.response else error.message
+        return str(json.loads(error.response.body)["error"])
     except (ValueError, KeyError, TypeError):
-        return error.message
+        return str(error)

@@ -51,28 +51,40 @@ class ServerTarget:
         self._url = url
         self._address = f"{url.rstrip('/')}/channels/{quote(channel, safe='')}{query}"
         self._http = AsyncHTTPClient()
+        # What is sent again does not arrive twice. A server without a history would not know, and refuses keys.
+        self._run: str | None = secrets.token_hex(8)
+        self._batch = 0
+        self._taken = 0  # of this batch
 
     async def send(self, batch: list[Payload]) -> None:
-        body = "".join(to_json(payload) + "\n" for payload in batch)
+        response = await self._post(batch)
+        if response.code == 400 and self._run is not None:
+            self._run = None
+            response = await self._post(batch)
+        answer = _answer(response)
+        explanation = f"{self._url} answered {response.code}: {answer.get('error', response.reason)}"
+        if response.code >= 500 or response.code == 429:
+            sent = int(answer.get("published", 0))
+            self._taken += sent
+            raise Away(explanation, sent)
+        self._batch, self._taken = self._batch + 1, 0
+        if response.code == 413:
+            raise TooLarge(explanation)
+        if response.code != 200:
+            raise Refused(explanation)
+
+    async def _post(self, batch: list[Payload]) -> HTTPResponse:
+        headers = {"Content-Type": "application/x-ndjson"}
+        if self._run is not None:
+            headers["Idempotency-Key"] = f'"{self._run}-{self._batch}"'
+        # A line's number is part of its key: empty ones stand for those that were taken.
+        body = "\n" * self._taken + "".join(to_json(payload) + "\n" for payload in batch)
         try:
-            response = await self._http.fetch(
-                self._address,
-                method="POST",
-                body=body,
-                headers={"Content-Type": "application/x-ndjson"},
-                raise_error=False,
-                request_timeout=30.0,
+            return await self._http.fetch(
+                self._address, method="POST", body=body, headers=headers, raise_error=False, request_timeout=30.0
             )
         except (OSError, HTTPError) as error:
             raise Away(f"no answer from {self._url}: {error}") from None
-        if response.code != 200:
-            answer = _answer(response)
-            explanation = f"{self._url} answered {response.code}: {answer.get('error', response.reason)}"
-            if response.code == 413:
-                raise TooLarge(explanation)
-            if response.code < 500 and response.code != 429:
-                raise Refused(explanation)
-            raise Away(explanation, sent=int(answer.get("published", 0)))
 
     async def aclose(self) -> None:
         self._http.close()

@@ -1,4 +1,4 @@
-// What is active on the server: asked every few seconds, shown as a list to click on.
+// What is active on the server: asked every few seconds; a list of channels to click on, and a line on its connections.
 
 import { byId, element, setText } from "./dom.js";
 
@@ -8,6 +8,7 @@ const MANY = 1_000; // channels; beyond, the list is asked for less often
 const MAX_SHOWN = 100;
 const MISSES = 2; // answers in a row that must be missing until we say so
 
+const whole = new Intl.NumberFormat("en");
 const count = new Intl.NumberFormat("en", { notation: "compact" });
 
 export class ActiveChannels {
@@ -21,6 +22,7 @@ export class ActiveChannels {
     Object.assign(this, { isSubscribed, toggle, onAnswer, onSilence });
     this.list = byId("active");
     this.note = byId("active-note");
+    this.connections = byId("connections");
     this.needle = "";
   }
 
@@ -63,10 +65,12 @@ export class ActiveChannels {
 
   async #ask() {
     try {
-      const response = await fetch(new URL("channels", document.baseURI), { signal: AbortSignal.timeout(TIMEOUT) });
-      this.#known = (await response.json()).channels;
+      const [{ channels }, { connections }] = await Promise.all(["channels", "healthz"].map(fetchJSON));
+      this.#known = channels;
+      setText(this.connections, connections ? describe(connections) : "");
     } catch {
       this.#missed++;
+      setText(this.connections, "");
       this.show();
       if (!this.reachable) this.onSilence();
       return;
@@ -97,3 +101,15 @@ export class ActiveChannels {
     return made;
   }
 }
+
+const fetchJSON = async (path) => {
+  const response = await fetch(new URL(path, document.baseURI), { signal: AbortSignal.timeout(TIMEOUT) });
+  return response.json();
+};
+
+/** The server's connections in words; what has not happened is not spoken of. */
+const describe = ({ open, gaps, too_slow: tooSlow, silent, refused }) => {
+  const happened = [[gaps, gaps === 1 ? "gap" : "gaps"], [tooSlow, "too slow"], [silent, "silent"], [refused, "refused"]];
+  const told = happened.filter(([times]) => times).map(([times, what]) => `${whole.format(times)} ${what}`);
+  return [`${whole.format(open)} ${open === 1 ? "connection" : "connections"}`, ...told].join(" · ");
+};

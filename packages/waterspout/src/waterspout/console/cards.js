@@ -1,4 +1,4 @@
-// The cards of the subscribed channels: their rate, the state of their link, and their numbers as sparklines.
+// The cards of the subscribed channels: their rate, how they stand, and their numbers as sparklines.
 
 import { element, setText } from "./dom.js";
 
@@ -39,9 +39,9 @@ export class Card {
     const name = element("span", `channel ${color}`, channel);
     name.title = channel;
     this.sparklines = element("div", `sparklines ${color}`);
-    this.element = element("li", "card", name, this.rate, remove, this.sparklines);
+    this.error = element("p", "error");
+    this.element = element("li", "card", name, this.rate, remove, this.error, this.sparklines);
     this.element.dataset.channel = channel;
-    this.show("connecting", 0);
   }
 
   /** Take the numbers of a message; they are drawn by the next `show`. */
@@ -55,9 +55,12 @@ export class Card {
     }
   }
 
-  show(state, rate) {
+  /** Show how the channel stands, as the link has it. */
+  show({ state, error }, rate) {
     this.element.dataset.state = state;
-    setText(this.rate, { connecting: "connecting …", open: `${formatRate(rate)}/s`, down: "link down" }[state]);
+    const texts = { connecting: "connecting …", open: `${formatRate(rate)}/s`, down: "link down", refused: "refused" };
+    setText(this.rate, texts[state]);
+    setText(this.error, error);
     if (!this.#changed) return;
     this.#changed = false;
     for (const { values, line, output } of this.#numbers.values()) {

@@ -1,4 +1,4 @@
-// The console page: wires links, messages, plot and forms together. The subscribed channels live in the URL.
+// The console page: wires link, messages, plot and forms together. The subscribed channels live in the URL.
 
 import { ActiveChannels } from "./active.js";
 import { Card, formatRate } from "./cards.js";
@@ -18,7 +18,7 @@ const OPEN_TIMEOUT = 3_000; // ms
 
 const whole = new Intl.NumberFormat("en");
 
-const subscriptions = new Map(); // channel -> {link, counter, card, color}
+const subscriptions = new Map(); // channel -> {counter, card, color}
 const colors = new Map(); // channel -> number; kept, so a channel that comes back looks the same
 const totals = { messages: 0, lost: 0, lostUnknown: false };
 let lastMessageAt = now();
@@ -54,17 +54,16 @@ function subscribe(channel) {
     toggle(channel);
     (neighbour?.querySelector("button") ?? byId("channels-title")).focus();
   });
-  const link = new Link(channel, { onMessage: (message) => receive(channel, message), onState: () => showStatus() });
-  subscriptions.set(channel, { link, counter: new Counter(), card, color });
+  subscriptions.set(channel, { counter: new Counter(), card, color });
   byId("channels").append(card.element);
+  link.subscribe(channel);
   subscriptionsChanged();
 }
 
 function unsubscribe(channel) {
-  const { link, card } = subscriptions.get(channel);
-  link.close();
-  card.element.remove();
+  subscriptions.get(channel).card.element.remove();
   subscriptions.delete(channel);
+  link.unsubscribe(channel);
   subscriptionsChanged();
 }
 
@@ -92,17 +91,18 @@ function subscribeAll(names) {
   return !errors.some(Boolean);
 }
 
-/** Resolves when the link to `channel` is open, or has taken too long. */
+/** Resolves when the server has confirmed `channel`, or has taken too long. */
 async function opened(channel) {
   const deadline = performance.now() + OPEN_TIMEOUT;
-  while (subscriptions.get(channel)?.link.state !== "open" && performance.now() < deadline) {
+  while (link.channel(channel)?.state !== "open" && performance.now() < deadline) {
     await new Promise(requestAnimationFrame);
   }
 }
 
 // --- messages ----------------------------------------------------------------------------------------------------
 
-function receive(channel, message) {
+function receive(message) {
+  const { channel } = message;
   if (message.event === "gap") {
     const { missed } = message.data;
     totals.lost += missed ?? 0;
@@ -143,23 +143,19 @@ function showPause() {
 // --- state and figures -------------------------------------------------------------------------------------------
 
 function showStatus() {
-  const states = [...subscriptions.values()].map(({ link }) => link.state);
-  const down = states.filter((state) => state === "down").length;
-  let next = "idle";
-  if (down || (!states.length && !active.reachable)) next = "down";
-  else if (states.includes("connecting")) next = "connecting";
-  else if (states.length) next = "live";
-  const texts = {
-    idle: "Ready",
-    connecting: "Connecting …",
-    live: "Live",
-    down: down === states.length ? "Link down, reconnecting …" : `${down} of ${states.length} links down, reconnecting …`,
-  };
+  const settled = [...subscriptions.keys()].every((name) => ["open", "refused"].includes(link.channel(name)?.state));
+  let next = "live";
+  if (link.state === "down" || (link.state === "idle" && !active.reachable)) next = "down";
+  else if (link.state === "idle") next = "idle";
+  else if (!settled) next = "connecting";
+  const texts = { idle: "Ready", connecting: "Connecting …", live: "Live", down: "Link down, reconnecting …" };
   byId("status").dataset.state = next;
   setText(byId("status"), texts[next]);
-  if (next === "down" && status !== "down") tellOfLink("The link is down", { alarm: true });
+  if (next === "down" && status !== "down") {
+    tellOfLink(link.reason ? `The link is down: ${link.reason}` : "The link is down", { alarm: true });
+  }
   if (status === "down" && (next === "live" || next === "idle")) tellOfLink("The link is back");
-  // While a link is being tried again we are still down.
+  // While the link is being tried again we are still down.
   if (!(status === "down" && next === "connecting")) status = next;
   showReadings();
 }
@@ -172,9 +168,9 @@ function tellOfLink(text, options) {
 
 function showReadings() {
   let rate = 0;
-  for (const { link, counter, card } of subscriptions.values()) {
+  for (const [name, { counter, card }] of subscriptions) {
     rate += counter.rate;
-    card.show(link.state, counter.rate);
+    card.show(link.channel(name), counter.rate);
   }
   setText(byId("rate"), formatRate(rate));
   setText(byId("total"), whole.format(totals.messages));
@@ -210,6 +206,15 @@ function drawFrame() {
 
 // --- wiring ------------------------------------------------------------------------------------------------------
 
+const link = new Link({
+  onMessage: receive,
+  onError: (text) => {
+    messages.addNote(`The server says: ${text}`, { alarm: true });
+    scheduleFrame();
+  },
+  onState: () => showStatus(),
+});
+
 const messages = new MessageList(byId("messages"), colorClass, () => {
   showEmpty();
   showPause();
@@ -223,18 +228,16 @@ const active = new ActiveChannels({
   isSubscribed: (channel) => subscriptions.has(channel),
   toggle,
   onAnswer: (channels, { returned }) => {
-    if (returned) retryLinks();
+    if (returned) link.retry();
     // Something real to see at once: the figures that `serve --demo` publishes.
     if (!chosen && !subscriptions.size) channels.filter((channel) => channel.startsWith("demo.")).forEach(subscribe);
     showStatus();
   },
   onSilence: () => {
-    for (const { link } of subscriptions.values()) link.suspect();
+    link.suspect();
     showStatus();
   },
 });
-
-const retryLinks = () => subscriptions.forEach(({ link }) => link.retry());
 
 new PublishForm({
   isSubscribed: (channel) => subscriptions.has(channel),
@@ -275,10 +278,10 @@ byId("copy").addEventListener("click", async (event) => {
   }
 });
 
-addEventListener("online", retryLinks);
+addEventListener("online", () => link.retry());
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
-  retryLinks();
+  link.retry();
   active.ask();
 });
 setInterval(showReadings, READINGS_PERIOD);

@@ -157,9 +157,10 @@ const folded = (entry) => {
   return details;
 };
 
-/** JSON text with its keys marked. */
+/** JSON text with its keys marked. A line may end behind a comma, so that none has to within a number. */
 function* tokens(json) {
-  for (const [token, colon] of json.matchAll(/"(?:[^"\\]|\\.)*"(:?)|[^"]+/g)) {
-    yield colon ? element("span", "key", token) : token;
+  for (const [token, colon] of json.matchAll(/"(?:[^"\\]|\\.)*"(:?)|,|[^",]+/g)) {
+    if (token === ",") yield* [element("span", "comma", token), element("wbr")];
+    else yield colon ? element("span", "key", token) : token;
   }
 }

@@ -17,8 +17,9 @@ from typing import Any, Final
 from tornado import gen
 
 import waterspout_core
-from waterspout_core import BadMessage, Gap, Log, Message, MiB, Position
+from waterspout_core import BadMessage, Log, Message, MiB, Position
 
+from ._reader import Reader
 from ._redis import RedisThread, running_loop
 
 __all__ = ["BaseStore", "DataStore", "QueueStore", "RedisStore"]
@@ -32,14 +33,14 @@ class BaseStore(waterspout_core.BaseStore):
     `subscribers` is the set of those who have registered.
     """
 
-    def register(self, subscriber: Any) -> None:
+    def register(self, subscriber: Any, *, by: Any = None) -> None:
         """From now on `subscriber` gets what is published. Twice is once."""
         assert hasattr(subscriber, "submit") or hasattr(subscriber, "wake"), f"{subscriber!r} is no subscriber"
-        super().register(subscriber)
+        super().register(subscriber, by=by)
 
     def deregister(self, subscriber: Any) -> None:
         """Forget `subscriber`, known or not."""
-        if subscriber not in self.subscribers:
+        if subscriber not in self.subscribers and subscriber not in self._woken:
             logger.debug("this subscriber is not registered: %r", subscriber)
         super().deregister(subscriber)
 
@@ -63,7 +64,7 @@ class _Submitted(Awaitable[Position | None]):
         return self.position
 
 
-class _LogStore(BaseStore):
+class LogStore(BaseStore):
     """A store with a log, out of which each subscriber reads at its own pace. Publishing happens by itself."""
 
     def __init_subclass__(cls) -> None:
@@ -73,30 +74,25 @@ class _LogStore(BaseStore):
             raise TypeError(f"{cls.__name__}.publish is called after each burst: it cannot be a coroutine")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._readers: dict[Any, _Reader] = {}
+        self._readers: dict[Any, Reader] = {}
         super().__init__(*args, **kwargs)
 
-    def register(self, subscriber: Any) -> None:
-        super().register(subscriber)
-        if not hasattr(subscriber, "wake") and subscriber not in self._readers:
-            self._readers[subscriber] = _Reader(self, subscriber)
+    def register(self, subscriber: Any, *, by: Any = None) -> None:
+        # `wake` wins: whoever has it as well reads for itself.
+        if not hasattr(subscriber, "wake"):
+            by = self._readers.get(subscriber) or Reader(self, subscriber)
+            self._readers[subscriber] = by
+        super().register(subscriber, by=by)
 
     def deregister(self, subscriber: Any) -> None:
         super().deregister(subscriber)
-        self._readers.pop(subscriber, None)
-
-    def has_reader(self, reader: _Reader) -> bool:
-        """Whether `reader` still reads for one who is registered."""
-        return self._readers.get(reader.subscriber) is reader
+        if reader := self._readers.pop(subscriber, None):
+            reader.leave()
+            waterspout_core.BaseStore.deregister(self, reader)
 
     def publish(self) -> None:
         """Wake every subscriber now. Happens by itself after each burst."""
-        for subscriber in tuple(self.subscribers):
-            try:
-                self._readers.get(subscriber, subscriber).wake(self)
-            except Exception:
-                logger.exception("a subscriber failed and is left out from now on: %r", subscriber)
-                self.deregister(subscriber)
+        waterspout_core.BaseStore.publish(self)
 
     async def aclose(self) -> None:
         """End the reading for those who have not read all yet."""
@@ -108,40 +104,16 @@ class _LogStore(BaseStore):
             await asyncio.wait(tasks)
 
 
-class _Reader:
-    """Reads the log for a subscriber of tornadose's kind: `submit` for one message after the other."""
-
-    __slots__ = ("_cursor", "subscriber", "task")
-
-    def __init__(self, store: _LogStore, subscriber: Any) -> None:
-        self.subscriber = subscriber
-        self.task: asyncio.Task[None] | None = None
-        self._cursor = store.cursor()
-
-    def wake(self, store: _LogStore) -> None:
-        if self.task is None or self.task.done():
-            self.task = asyncio.get_running_loop().create_task(self._read(store))
-
-    async def _read(self, store: _LogStore) -> None:
-        try:
-            while self._cursor < store.log.top:
-                first, entries = store.log.read(self._cursor)
-                for self._cursor, entry in enumerate(entries, first):
-                    if not store.has_reader(self):
-                        return
-                    if isinstance(entry, Gap):  # which tornadose has no word for
-                        count = "some" if entry.missed is None else entry.missed
-                        logger.warning("%s messages were lost to a subscriber: %r", count, self.subscriber)
-                        continue
-                    submitted = self.subscriber.submit(entry.data)
-                    if inspect.isawaitable(submitted):
-                        await submitted
-        except Exception:
-            logger.exception("a subscriber failed and is left out from now on: %r", self.subscriber)
-            store.deregister(self.subscriber)
+def wakes(store: waterspout_core.BaseStore) -> bool:
+    """Whether `store` wakes those who register, which is all that waterspout's own handlers need. A store that
+    registers or publishes in its own way calls `submit`, or `publish`."""
+    if not isinstance(store, BaseStore):
+        return True
+    ways = (type(store).register, type(store).deregister, type(store).publish)
+    return isinstance(store, LogStore) and all(way.__module__ == __name__ for way in ways)
 
 
-class DataStore(_LogStore):
+class DataStore(LogStore):
     """The latest value only. Who comes later gets nothing until it changes."""
 
     _data: Any = None
@@ -162,7 +134,7 @@ class DataStore(_LogStore):
 
     def set_data(self, new_data: Any, event: str | None = None) -> None:
         """Set and publish the current value."""
-        message = _message(new_data, event)
+        message = message_of(new_data, event)
         self._data = new_data
         self.append(message)
 
@@ -175,7 +147,7 @@ class DataStore(_LogStore):
         return _Submitted(self.log.position)
 
 
-class QueueStore(_LogStore):
+class QueueStore(LogStore):
     """Every message to every subscriber, in order.
 
     A subscriber that lags by more than `max_messages` or `max_bytes` loses the oldest, and a warning is logged.
@@ -186,11 +158,11 @@ class QueueStore(_LogStore):
 
     def submit(self, message: Any, event: str | None = None) -> Awaitable[Position | None]:
         """Publish `message`. It need not be awaited."""
-        self.append(_message(message, event))
+        self.append(message_of(message, event))
         return _Submitted(self.log.position)
 
 
-class RedisStore(_LogStore):
+class RedisStore(LogStore):
     """What is published on the Redis channel `channel`, by whomever, as text; bytes only where it is none.
 
     `options` are redis-py's; those for its own ways of connecting (``connection_pool``, ``credential_provider``,
@@ -203,8 +175,8 @@ class RedisStore(_LogStore):
         self.log = Log(channel=channel)
         self._redis = RedisThread(channel, options, self.extend)
 
-    def register(self, subscriber: Any) -> None:
-        super().register(subscriber)
+    def register(self, subscriber: Any, *, by: Any = None) -> None:
+        super().register(subscriber, by=by)
         self._redis.home = running_loop() or self._redis.home
 
     def submit(self, message: Any, debug: Any = False) -> Awaitable[Position | None]:
@@ -212,7 +184,7 @@ class RedisStore(_LogStore):
 
         Raises `ConnectionError`, TimeoutError, or ResponseError.
         """
-        payload = message if isinstance(message, bytes | bytearray | memoryview) else _message(message).text
+        payload = message if isinstance(message, bytes | bytearray | memoryview) else message_of(message).text
         self._redis.call("PUBLISH", self.channel, payload)
         if debug:
             logger.debug("%s", message)
@@ -229,7 +201,7 @@ class RedisStore(_LogStore):
         await super().aclose()
 
 
-def _message(data: Any, event: str | None = None) -> Message:
+def message_of(data: Any, event: str | None = None) -> Message:
     """`data`; as a str if JSON cannot carry it, since so it would have been shown there. Raises `BadMessage`."""
     try:
         return Message(data, event)
