@@ -54,7 +54,7 @@ class Setting:
 
 
 FULL = Setting((1_000, 10_000, 19_000), 200_000, 3, 10_000, HEARTBEAT, 1_000, fanout_redis.SECONDS)
-QUICK = Setting((200, 1_000), 20_000, 2, 1_000, HEARTBEAT / 10, 200, fanout_redis.QUICK_SECONDS)
+QUICK = Setting((200, 1_000), 20_000, 2, 1_000, HEARTBEAT / 5, 200, fanout_redis.QUICK_SECONDS)
 
 
 @dataclass(frozen=True)

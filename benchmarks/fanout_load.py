@@ -142,8 +142,9 @@ class Subscribers:
             wave = [self._dial(port, small) for _ in range(min(count - len(added), WAVE))]
             for connection in wave:
                 connection.sendall(request)
-            added += [self._add(connection) for connection in wave]
-            self.poll(0)  # those who are there already may be asked whether they are
+            for connection in wave:
+                added.append(self._add(connection))
+                self.poll(0)  # those who are there already may be asked whether they are
         return added
 
     def expect(self, count: int) -> None:

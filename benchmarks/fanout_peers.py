@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,14 +40,18 @@ def floor_program() -> tuple[tempfile.TemporaryDirectory[str], str, str]:
 
 @dataclass(frozen=True)
 class Peer:
-    """One of those that are compared. `needs` are the distributions it is made of."""
+    """One of those that are compared."""
 
     title: str
     protocol: str
     needs: tuple[str, ...] = ()
-    server: str = ""  # its name in `fanout_servers.py`
-    other: Callable[[int | None], Server] | None = None  # how it is started if it is none of those
-    about: Callable[[], dict[str, str]] = field(default=dict)
+    """The distributions it is made of."""
+    server: str = ""
+    """Its name in `fanout_servers.py`."""
+    other: Callable[[int | None], Server] | None = None
+    """How it is started if it is none of those."""
+    about: Callable[[], dict[str, str]] = dict
+    """The versions of what is no distribution. Raises `MissingError`."""
 
     def versions(self) -> dict[str, str]:
         """What it is made of. Raises `MissingError`."""

@@ -135,6 +135,10 @@ def test_who_keeps_a_position_misses_nothing_while_it_is_not_running(redis_serve
         publish("in between")
 
 
+def test_lines_over_tcp_and_their_client(free_port: int) -> None:
+    assert run("tcp_lines.py", str(free_port)) == "what came before\ntwo\nlines are one message\n"
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text()
     for example in EXAMPLES.glob("*.py"):

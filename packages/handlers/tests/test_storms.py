@@ -154,8 +154,10 @@ class WebSocketWire(Wire):
                 told.append(told_by(payload))
             elif first == 0x81:
                 told.append(json.loads(payload))
+            elif first == 0x88:
+                told.append({"closed": int.from_bytes(payload[:2], "big")})
             else:
-                assert first in (0x88, 0x89), hex(first)
+                assert first == 0x89, hex(first)
         return told
 
     def _frame(self) -> tuple[int, bytes] | None:
@@ -300,14 +302,19 @@ def open_house(event_parser: Any) -> Callable[..., contextlib.AbstractAsyncConte
 
     @contextlib.asynccontextmanager
     async def open_house(
-        *, tiny: bool = False, connections: Connections | None = None, **bounds: int
+        *,
+        tiny: bool = False,
+        connections: Connections | None = None,
+        source: Queues | None = None,
+        when_behind: Any = "gap",
+        **bounds: int,
     ) -> AsyncIterator[House]:
-        source = Queues(**bounds)
+        source = source or Queues(**bounds)
         connections = Connections(heartbeat=0) if connections is None else connections
         doors = {"/events": EventSource, "/ws": WebSocketSubscriber, "/poll": LongPoll}
-        routes = [(path, door, {"source": source}) for path, door in doors.items()]
+        routes = [(path, door, {"source": source, "when_behind": when_behind}) for path, door in doors.items()]
         http = HTTPServer(Application(routes, connections=connections))
-        lines = LineServer(source=source, connections=connections)
+        lines = LineServer(source=source, connections=connections, when_behind=when_behind)
         ports = []
         for server in (http, lines):
             [sock] = bind_sockets(0, "127.0.0.1", backlog=1024)  # or the system makes a storm wait for a second
@@ -389,6 +396,26 @@ async def test_f50_f51_f53_one_that_stops_and_one_that_trickles_hold_up_nobody_a
         assert stops.gaps >= 1
         assert trickles.gaps >= 1
         assert house.connections.counts.gaps == stops.gaps + trickles.gaps
+
+
+@AT_EACH_DOOR
+async def test_e5_who_wants_the_latest_only_is_spared_what_it_was_too_slow_for(
+    open_house: Any, until: Any, door: str
+) -> None:
+    async with open_house(tiny=True, when_behind="latest") as house:
+        reader = house.reader(door)
+        await reader.come(receive_buffer=TINY)
+        await until(lambda: len(house.connections) == 1)
+        async with asyncio.TaskGroup() as group:
+            trickling = group.create_task(reader.trickle(0))
+            for number in range(1500):
+                await house.publish(f"{number:>1000}")
+            trickling.cancel()
+        await reader.catch_up()
+        got = [int(entry.data) for entry, _ in reader.account.entries]
+        assert got == sorted(set(got))
+        assert got[-1] == 1499
+        assert house.connections.counts.skipped == 1500 - len(got) > 1000
 
 
 @AT_EACH_DOOR
@@ -573,7 +600,7 @@ async def test_ten_thousand_come_and_go_and_each_gets_all_that_was_published_whi
 
         for wave in range(100):
             visits = [asyncio.ensure_future(visit(wave * 100 + number)) for number in range(100)]
-            for number in range(5):
+            for number in range(3):
                 await house.publish(f"{wave}.{number}")
                 await asyncio.sleep(0.002)
             await asyncio.gather(*visits)
@@ -612,6 +639,40 @@ async def test_a_thousand_that_come_back_at_once_each_get_exactly_what_they_miss
         # Twenty messages were given up before the storm, and one more in the middle of it.
         assert {reader.gaps for reader in readers[: 20 * 17]} == {1}
         assert {reader.gaps for reader in readers[21 * 17 :]} == {0}
+
+
+async def test_e8_f54_when_a_server_gives_way_to_another_under_load_nobody_misses_anything(
+    open_house: Any, until: Any
+) -> None:
+    async with open_house() as old, open_house(source=old.source) as new, asyncio.TaskGroup() as group:
+        readers = [old.reader(DOORS[number % 4]) for number in range(120)]
+
+        async def stay(reader: Reader) -> None:
+            """Read, and go where it is told to."""
+            await reader.come()
+            while True:
+                if not await reader.read() or {"closed": 1012} in reader.answers:
+                    reader.go()
+                    reader.house = new
+                    reader.answers.clear()
+                    await reader.come()
+
+        staying = [group.create_task(stay(reader)) for reader in readers]
+        await until(lambda: len(old.connections) == len(readers))
+        draining = group.create_task(old.connections.drain(grace=10))
+        for number in itertools.count():
+            await old.publish(str(number))
+            await asyncio.sleep(0.01)
+            if draining.done():
+                break
+        await until(lambda: len(new.connections) == len(readers))
+        await old.publish("the last")
+        await until(lambda: all(reader.after == reader.store.log.position for reader in readers))
+        old.ledger.check()
+        assert {reader.gaps for reader in readers} == {0}
+        assert old.connections.counts.closed == len(readers)
+        for task in staying:
+            task.cancel()
 
 
 # Those who ask and ask
@@ -720,6 +781,10 @@ async def test_e2_who_subscribes_and_unsubscribes_all_the_time_gets_all_that_it_
         subscribed = {name for name in channels if house.source.open(name).subscribers}
         assert subscribed == talker.accounts.keys()
         listening.cancel()
+        await asyncio.wait([listening])
+        talker.go()
+        await until(lambda: len(house.connections) == 0)
+        assert not house.connections._audiences  # of the hundreds that there were, one for each choice of channels
 
 
 @AT_EACH_DOOR

@@ -5,7 +5,7 @@ from ._connections import ConnectionRefused, Connections, Counts, Draining, TooM
 from ._eventsource import EventSource
 from ._formats import Format
 from ._goodbye import AGED, FULL, RESTART, SILENT, Goodbye
-from ._line_client import LineClient
+from ._line_client import LineBroken, LineClient, LineRefused, LineSubscription
 from ._lines import LineServer
 from ._longpoll import LongPoll
 from ._outlet import Outlet
@@ -27,8 +27,11 @@ __all__ = [
     "Format",
     "Goodbye",
     "JSONErrors",
+    "LineBroken",
     "LineClient",
+    "LineRefused",
     "LineServer",
+    "LineSubscription",
     "LongPoll",
     "NotFound",
     "Outlet",

@@ -108,15 +108,15 @@ class LineClient:
 
     async def __aenter__(self) -> Self:
         async with asyncio.timeout(self.timeout):
-            self._link = await self.connect()
+            self._link = await self._connect()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    # For subscriptions, too
+    # For its subscriptions, too
 
-    async def connect(self) -> _Link:
+    async def _connect(self) -> _Link:
         """One more connection, on which the token has been said. Raises OSError and `LineRefused`."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
@@ -134,7 +134,7 @@ class LineClient:
             raise
         return link
 
-    async def pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         """Return after so many seconds, or when the client is closed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -152,7 +152,7 @@ class LineClient:
                     try:
                         if self._link is None or self._link.over:
                             self._drop()
-                            self._link = await self.connect()
+                            self._link = await self._connect()
                         maybe_done = True
                         return await self._link.ask(line, expected)
                     except LineRefused:
@@ -166,7 +166,7 @@ class LineClient:
                             raise
                         if maybe_done and not again:
                             raise LineBroken(str(error), maybe_done=maybe_done) from error
-                    await self.pause(next(waits))
+                    await self._pause(next(waits))
         except TimeoutError:
             raise LineBroken(f"no answer in {self.timeout:g} s", maybe_done=maybe_done) from None
 
@@ -210,7 +210,7 @@ class LineSubscription:
             except OSError:
                 self._drop()
                 if not self._over:
-                    await self._client.pause(next(self._pauses))
+                    await self._client._pause(next(self._pauses))
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
@@ -233,7 +233,7 @@ class LineSubscription:
     async def _begin(self) -> None:
         after = f" FROM {self.position}" if self.position else ""
         async with asyncio.timeout(self._client.timeout):
-            link = await self._client.connect()
+            link = await self._client._connect()
             try:
                 position = await link.ask(f"SUBSCRIBE {self.channel}{after}", f"CONFIRMED {self.channel}")
             except BaseException as error:

@@ -92,7 +92,7 @@ class LineServer(TCPServer):
         self.auth = auth
         self.allow_publish = allow_publish
         self.max_line = max_line
-        self.connections = Connections() if connections is None else connections  # an empty one is false
+        self.connections = Connections() if connections is None else connections
         self.behind = when_behind if isinstance(when_behind, Behind) else Behind(when_behind)
         self.readers = Readers(self)
 

@@ -150,7 +150,7 @@ async def _serve(
                 stack.callback(task.cancel)
             await stopped.wait()
         if len(connections):
-            click.echo(f"{len(connections)} subscribers have {grace:g} s to leave; Ctrl-C again ends it at once")
+            click.echo(f"{len(connections)} connection(s) have {grace:g} s to leave; Ctrl-C again ends it at once")
     finally:
         await server.aclose(grace)
     click.echo("Waterspout has stopped")
