@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -137,6 +139,38 @@ def test_who_keeps_a_position_misses_nothing_while_it_is_not_running(redis_serve
 
 def test_lines_over_tcp_and_their_client(free_port: int) -> None:
     assert run("tcp_lines.py", str(free_port)) == "what came before\ntwo\nlines are one message\n"
+
+
+def test_two_doors_share_a_store_and_say_goodbye(free_port: int, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        lines = other.getsockname()[1]
+    program = tmp_path / "program.py"
+    source = (EXAMPLES / "two_doors.py").read_text()
+    program.write_text(source.replace("listen(9000", f"listen({free_port}").replace("listen(5567", f"listen({lines}"))
+    with subprocess.Popen([sys.executable, str(program)]) as process:
+        try:
+            limit = time.monotonic() + DEADLINE
+            while not _answers(f"http://127.0.0.1:{free_port}"):
+                assert time.monotonic() < limit, "it does not listen"
+                time.sleep(0.02)
+            with (
+                EventStream(f"http://127.0.0.1:{free_port}/events") as events,
+                socket.create_connection(("127.0.0.1", lines), DEADLINE) as connection,
+                connection.makefile("rw", newline="\r\n") as peer,
+            ):
+                peer.write("SUBSCRIBE\n")
+                peer.flush()
+                assert peer.readline() == "CONFIRMED\r\n"
+                told = peer.readline().rstrip("\r\n")
+                assert told in events.data(2)
+                process.send_signal(signal.SIGTERM)
+                rest = peer.read().split("\r\n")
+                assert rest[-2].startswith("GOAWAY ")
+                while events.next() is not None:
+                    pass
+            assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
 
 
 def test_every_example_is_run_here() -> None:

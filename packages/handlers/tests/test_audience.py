@@ -215,6 +215,22 @@ async def test_e5_latest_spares_a_slow_reader_all_but_the_newest() -> None:
         assert b"event: gap" not in heard
 
 
+async def test_e5_a_store_may_have_the_policy_latest_for_all_its_readers() -> None:
+    store = QueueStore(max_messages=10, when_behind="latest")
+    connections = Connections()
+    async with listening(connections) as listen:
+        slow = listen(store, small=True)
+        for number in range(500):
+            store.submit(f"{number:>1000}")
+            await asyncio.sleep(0)
+        heard = b""
+        while b"499\n" not in heard:
+            heard += await slow.hear()
+        assert heard.count(b"data: ") < 100
+        assert b"event: gap" not in heard
+        assert connections.counts.gaps == 0
+
+
 async def test_e5_latest_is_not_for_those_who_only_come_back() -> None:
     store = QueueStore()
     for number in range(50):

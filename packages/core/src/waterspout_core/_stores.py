@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, Self
 
-from ._log import ENTRY_COST, Log, MiB
+from ._log import ENTRY_COST, Log, MiB, WhenBehind
 from ._message import Entry, Gap, Message, Payload
 from ._position import Position
 from ._subscription import Subscription
@@ -277,16 +277,19 @@ class QueueStore(BaseStore):
     """Every message, in order, within a bound: whoever keeps up or comes back in time misses nothing.
 
     Beyond `max_messages` or `max_bytes` the oldest give way, and a subscriber that had not read them is told so
-    by one `Gap`. Nothing is kept for any subscriber but its cursor.
+    by one `Gap` (`when_behind="gap"`), or goes on with the newest (`"latest"`). Nothing is kept for any subscriber but
+    its cursor.
     """
 
-    def __init__(self, *, max_messages: int = 10_000, max_bytes: int = 16 * MiB) -> None:
-        self._bounds = max_messages, max_bytes
+    def __init__(
+        self, *, max_messages: int = 10_000, max_bytes: int = 16 * MiB, when_behind: WhenBehind = "gap"
+    ) -> None:
+        self._bounds = max_messages, max_bytes, when_behind
         super().__init__()
 
     def _make_log(self) -> Log:
-        max_messages, max_bytes = self._bounds
-        return Log(max_messages=max_messages, max_bytes=max_bytes)
+        max_messages, max_bytes, when_behind = self._bounds
+        return Log(max_messages=max_messages, max_bytes=max_bytes, when_behind=when_behind)
 
     def submit(self, data: Payload, event: str | None = None) -> Submitted:
         """Publish `data` as one message. Raises `BadMessage`."""
