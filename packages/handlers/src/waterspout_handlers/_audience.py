@@ -23,7 +23,8 @@ Policy: TypeAlias = Literal["gap", "latest", "disconnect"]
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """What becomes of a reader that does not keep up. It never holds up anyone else, and nothing is kept for it.
+    """What becomes of a reader that does not keep up. It never holds up anyone else, and nothing is kept for it. One
+    that takes nothing at all is given up by the system after the `user_timeout` of `Connections`, and may come back.
 
     `gap`: it reads on where it stopped, and is told of a gap where the log has given up what it missed. `latest`: it
     goes on with the newest message and is spared those in between. `disconnect`: it is cut off when it was not level

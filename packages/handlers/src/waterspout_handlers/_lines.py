@@ -48,6 +48,9 @@ from ._requests import RequestError, open_channel, seek
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds for a TLS handshake."""
 
+BACKLOG: Final = 4096
+"""Connections that may wait to be accepted: after a restart all clients come at once, and Tornado has room for 128."""
+
 LINGER: Final = 1.0
 """Seconds for a client to close after our last line."""
 
@@ -96,9 +99,17 @@ class LineServer(TCPServer):
         self.behind = when_behind if isinstance(when_behind, Behind) else Behind(when_behind)
         self.readers = Readers(self)
 
-    def listen(self, port: int = PORT, address: str | None = None, *args: Any, **options: Any) -> None:
+    def listen(
+        self,
+        port: int = PORT,
+        address: str | None = None,
+        family: socket.AddressFamily = socket.AF_UNSPEC,
+        backlog: int = BACKLOG,
+        flags: int | None = None,
+        reuse_port: bool = False,
+    ) -> None:
         """Accept connections on `port` of `address` (of all addresses, if there is none). Raises `OSError`."""
-        super().listen(port, address, *args, **options)
+        super().listen(port, address, family, backlog, flags, reuse_port)
 
     async def drain(self, grace: float = 10.0) -> None:
         """Accept nobody any more, say `GOAWAY`, and return when all have gone, after `grace` seconds at most."""
@@ -250,7 +261,8 @@ class LineOutlet(Outlet):
         store = self._find(channel)
         if store is not None:
             self._reply("ALREADY SUBSCRIBED", channel)
-            self._speak(channel)
+            if channel:
+                self.speak(MESSAGE_LINES)
             return
         if len(self.stores) >= self.connections.max_channels:
             raise BadCommand(f"at most {self.connections.max_channels} channels on one connection")
@@ -259,11 +271,11 @@ class LineOutlet(Outlet):
         if self._deaf:
             return
         self._reply("CONFIRMED", channel, channel and position_of(cursors))
-        self._speak(channel)
         if self.closed:
             return
         self._server.readers.add(store)
-        self.follow(store, cursors[store])
+        # Who names channels has to be told which one a message came from.
+        self.follow(store, cursors[store], MESSAGE_LINES if channel else None)
 
     def _unsubscribe(self, command: Unsubscribe) -> None:
         channel = command.channel
@@ -291,11 +303,6 @@ class LineOutlet(Outlet):
         """The store that is read as `channel`."""
         name = channel or self._server.default_channel
         return next((store for store in self.stores if self._server.name_of(store) == name), None)
-
-    def _speak(self, channel: str) -> None:
-        # Who names channels has to be told which one a message came from.
-        if channel:
-            self.speak(MESSAGE_LINES)
 
     def _reply(self, *words: str) -> None:
         self.say(to_line(*words))

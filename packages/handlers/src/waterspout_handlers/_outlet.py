@@ -167,7 +167,7 @@ class Outlet:
                     self.connections.counts.gaps += 1
                 run = read_on(format, cursors, store)
                 whole = not run or self._put(run)
-                if format.once:
+                if run and format.once:
                     self.finish()
                 if not whole or self._life is not _Life.OPEN:
                     return
