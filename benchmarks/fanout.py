@@ -15,7 +15,6 @@ Each subscriber has to get every message once and in order, or the run fails.
 from __future__ import annotations
 
 import gc
-import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -25,17 +24,15 @@ from typing import Any
 
 import click
 import fanout_redis
-from fanout_load import LedgerError
 from fanout_peers import PEERS
 from fanout_plot import plot
-from fanout_process import MissingError, take_cpus
+from fanout_process import MissingError, raise_file_limit, take_cpus
 from fanout_report import Results, Sample, environment, write
 from fanout_tables import markdown
 from fanout_work import HEARTBEAT, deliveries, idle, stopped
 
 from waterspout_redis.testing import find_servers
 
-SPARE_FILES = 64  # files a process has open beside its connections
 HEARTBEATS = ("eventsource", "websocket")  # whose idle CPU is measured
 WORKS = ("deliveries", "stopped", "idle", "redis")
 
@@ -77,7 +74,7 @@ def works(setting: Setting, peers: list[str], kinds: tuple[str, ...], cpu: int |
         found.append(Work(f"{kind}, {peer}, {number:,} subscribers", where, lambda: [measure()], once=kind == "idle"))
 
     for number in setting.subscribers if "deliveries" in kinds else ():
-        for peer in peers:
+        for peer in (name for name in peers if number <= PEERS[name].most):
             add("deliveries", peer, number, partial(deliveries, peer, number, setting.deliveries, cpu))
     if "stopped" in kinds and "eventsource" in peers:
         number = setting.lazy_subscribers
@@ -110,10 +107,10 @@ def measured(rounds: int, todo: list[Work]) -> tuple[list[Sample], dict[str, str
             continue
         try:
             taken = [{**work.where, "round": turn, **figures} for figures in work.measure()]
-        except (LedgerError, MissingError, OSError) as error:
-            failed[work.title] = str(error)
+        except Exception as error:  # what an hour has measured shall not be lost
+            failed[work.title] = str(error) or repr(error)
             samples = [sample for sample in samples if not work.where.items() <= sample.items()]
-            click.echo(f"  FAILED: {error}", err=True)
+            click.echo(f"  FAILED: {failed[work.title]}", err=True)
         else:
             samples += taken
             click.echo("  " + "; ".join(map(summary, taken)), err=True)
@@ -125,19 +122,6 @@ def summary(sample: Sample) -> str:
     """A word or two on what was measured."""
     shown = {name: sample[name] for name in ("cpu", "burst_cpu", "p95", "p99", "p99_without") if name in sample}
     return ", ".join(f"{name} {figure:.3g}" for name, figure in shown.items())
-
-
-def raise_file_limit(subscribers: int) -> None:
-    """Let this process, and the servers that inherit it, have a file for each subscriber. Raises `ClickException`."""
-    needed = subscribers + SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        if hard != resource.RLIM_INFINITY and hard < needed:
-            raise click.ClickException(
-                f"{subscribers} subscribers need {needed} open files, and the hard limit (ulimit -Hn) is {hard}: "
-                "raise it, or ask for fewer with --subscribers"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def installed(names: tuple[str, ...]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -153,7 +137,7 @@ def installed(names: tuple[str, ...]) -> tuple[dict[str, dict[str, str]], dict[s
 
 def run(setting: Setting, only: tuple[str, ...], kinds: tuple[str, ...]) -> Results:
     """Measure everything that can be measured here."""
-    raise_file_limit(max(*setting.subscribers, setting.idle_subscribers))
+    raise_file_limit(max(*setting.subscribers, setting.idle_subscribers, fanout_redis.SUBSCRIBERS))
     found, missing = installed(only)
     if "redis" in kinds and not find_servers():
         missing["Redis"] = "no server found"

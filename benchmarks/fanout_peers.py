@@ -52,6 +52,8 @@ class Peer:
     """How it is started if it is none of those."""
     about: Callable[[], dict[str, str]] = dict
     """The versions of what is no distribution. Raises `MissingError`."""
+    most: int = 100_000
+    """Subscribers beyond which a measurement would take minutes."""
 
     def versions(self) -> dict[str, str]:
         """What it is made of. Raises `MissingError`."""
@@ -82,6 +84,8 @@ def start_floor(cpu: int | None) -> Server:
 OURS: Final = ("tornado", "waterspout-core", "waterspout-handlers")
 STARLETTE: Final = ("httptools", "sse-starlette", "starlette", "uvicorn")
 
+MOST_FOR_SLOW: Final = 10_000
+
 PEERS: Final = {
     "floor-c": Peer("a loop of `send` in C", "SSE", other=start_floor, about=lambda: {"cc": floor_program()[2]}),
     "floor": Peer("a loop of `socket.send`", "SSE", server="floor"),
@@ -91,8 +95,8 @@ PEERS: Final = {
     "nchan": Peer("nchan", "SSE", other=Nchan, about=nchan_version),
     "nchan-websocket": Peer("nchan", "WebSocket", other=Nchan, about=nchan_version),
     "websockets": Peer("websockets `broadcast`", "WebSocket", ("websockets",), "websockets"),
-    "tornado": Peer("Tornado `write` + `flush`", "SSE", ("tornado",), "tornado"),
-    "tornadose": Peer("tornadose 0.4", "SSE", ("tornado", "tornadose"), "tornadose"),
-    "aiohttp-sse": Peer("aiohttp-sse", "SSE", ("aiohttp", "aiohttp-sse"), "aiohttp-sse"),
-    "sse-starlette": Peer("sse-starlette on uvicorn", "SSE", STARLETTE, "sse-starlette"),
+    "tornado": Peer("Tornado `write` + `flush`", "SSE", ("tornado",), "tornado", most=MOST_FOR_SLOW),
+    "tornadose": Peer("tornadose 0.4", "SSE", ("tornado", "tornadose"), "tornadose", most=MOST_FOR_SLOW),
+    "aiohttp-sse": Peer("aiohttp-sse", "SSE", ("aiohttp", "aiohttp-sse"), "aiohttp-sse", most=MOST_FOR_SLOW),
+    "sse-starlette": Peer("sse-starlette on uvicorn", "SSE", STARLETTE, "sse-starlette", most=MOST_FOR_SLOW),
 }

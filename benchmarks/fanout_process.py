@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import time
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
+import click
 import psutil
 from fanout_load import DEADLINE, LedgerError
+
+SPARE_FILES: Final = 64
+"""Files a process has open beside its connections."""
 
 
 class MissingError(Exception):
@@ -46,6 +51,19 @@ def await_subscribers(server: Server, count: int) -> None:
         if time.monotonic() > deadline:
             raise LedgerError(f"the server counts {found} subscribers, and {count} are connected")
         time.sleep(0.02)
+
+
+def raise_file_limit(subscribers: int) -> None:
+    """Let this process, and the servers that inherit it, have a file for each subscriber. Raises `ClickException`."""
+    needed = subscribers + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise click.ClickException(
+                f"{subscribers} subscribers need {needed} open files, and the hard limit (ulimit -Hn) is {hard}: "
+                "raise it, or ask for fewer with --subscribers"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def take_cpus() -> int | None:

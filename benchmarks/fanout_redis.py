@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import click
 from fanout_load import DEADLINE, LedgerError, Subscribers
-from fanout_process import Piped, await_subscribers, take_cpus
+from fanout_process import Piped, await_subscribers, raise_file_limit, take_cpus
 from fanout_report import environment
 from fanout_tables import redis_table
 
@@ -96,6 +96,7 @@ def main(rounds: int, seconds: float | None, quick: bool, json_file: Path | None
     if not find_servers():
         raise click.ClickException(HOW_TO_GET_ONE)
     samples: list[dict[str, Any]] = []
+    raise_file_limit(SUBSCRIBERS)
     cpu = take_cpus()
     for number in range(1, (1 if quick else rounds) + 1):
         try:
