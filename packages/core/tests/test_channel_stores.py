@@ -18,7 +18,7 @@ from waterspout_core import (
     Message,
     open_pubsub,
 )
-from waterspout_redis.testing import FaultProxy, Faults, RunningServer, run
+from waterspout_redis.testing import FaultProxy, Faults, RunningServer, eventually, run
 
 
 def channel_store(broker: MemoryBroker, channel: str = "news", history: History | None = None) -> ChannelStore:
@@ -178,6 +178,32 @@ def test_f31_who_registers_when_the_broker_has_confirmed_is_told_of_none(
             return await reader.until(1)
 
     assert run(use()) == ["first"]
+
+
+@pytest.mark.parametrize("history", [0, 10])
+def test_who_reads_already_when_the_broker_refuses_is_served_as_soon_as_it_does_not(
+    fresh_redis_server: RunningServer,
+    listen: Any,
+    history: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("waterspout_core._channel_stores._RETRY", 0.05)
+    fresh_redis_server.call("ACL", "SETUSER", "default", "resetchannels", "&other")
+
+    async def use() -> list[Any]:
+        async with open_pubsub(fresh_redis_server.url, history=history) as pubsub:
+            store = ChannelStore("news", pubsub)
+            reader = listen(store)
+            with pytest.raises(BrokerError, match="NOPERM"):
+                await store.ready()
+            fresh_redis_server.call("ACL", "SETUSER", "default", "allchannels")
+            await eventually(lambda: store.subscribed)
+            store.submit("first")
+            return await reader.until(2)
+
+    assert run(use()) == [Gap(), "first"]
+    assert "was refused, trying again" in caplog.text
 
 
 def test_who_waits_for_a_store_that_is_closed_is_told(redis_server: RunningServer) -> None:

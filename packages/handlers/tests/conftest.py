@@ -386,7 +386,7 @@ async def run_server(
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(CERTIFICATE)
     connections = Connections() if connections is None else connections  # an empty one is false
-    application = Application(routes, default_handler_class=NotFound, connections=connections, **settings)
+    application = Application(routes, default_handler_class=NotFound, waterspout_connections=connections, **settings)
     http = RecordingServer(application, ssl_options=context)
     http.counting = counting
     sockets = bind_sockets(0, "127.0.0.1")

@@ -268,9 +268,18 @@ async def test_e5_who_is_behind_for_a_moment_is_not_cut_off(until: Any) -> None:
         assert connections.counts.too_slow == 0
 
 
-@pytest.mark.parametrize("wrong", [{"policy": "drop"}, {"max_bytes": 0}, {"max_seconds": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"policy": "drop"},
+        {"max_bytes": 0},
+        {"max_seconds": 0},
+        {"policy": "gap", "max_seconds": 3},
+        {"policy": "latest", "max_bytes": 1},
+    ],
+)
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"behind|above 0"):
+    with pytest.raises(ValueError, match=r"behind|above 0|bounds of 'disconnect'"):
         Behind(**wrong)
 
 

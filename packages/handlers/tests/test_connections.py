@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -98,18 +99,23 @@ async def test_who_was_let_in_while_others_came_first_is_sent_away_in_order() ->
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "error", "words"),
     [
-        {"max_connections": 0},
-        {"max_channels": 0},
-        {"max_per_address": 0},
-        {"heartbeat": -1},
-        {"max_age": 0},
-        {"user_timeout": -1},
+        ({"max_connections": 0}, ValueError, "max_connections is a whole number of 1 or more, not 0"),
+        ({"max_connections": 1.5}, TypeError, "max_connections is a whole number of 1 or more, not 1.5"),
+        ({"max_channels": 0}, ValueError, "max_channels is a whole number of 1 or more, not 0"),
+        ({"max_per_address": 0}, ValueError, "max_per_address is a whole number of 1 or more or None, not 0"),
+        ({"heartbeat": -1}, ValueError, "heartbeat is a number of seconds, 0 or more, not -1"),
+        ({"heartbeat": "25"}, TypeError, "heartbeat is a number of seconds, 0 or more, not '25'"),
+        ({"heartbeat": None}, TypeError, "heartbeat is a number of seconds, 0 or more, not None"),
+        ({"heartbeat": float("nan")}, ValueError, "heartbeat is a number of seconds, 0 or more, not nan"),
+        ({"max_age": 0}, ValueError, "max_age is a number of seconds above 0 or None, not 0"),
+        ({"max_age": -1}, ValueError, "max_age is a number of seconds above 0 or None, not -1"),
+        ({"user_timeout": -1}, ValueError, "user_timeout is a number of seconds, 0 or more, not -1"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+def test_limits_that_make_no_sense_are_refused(wrong: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(words)}$"):
         Connections(**wrong)
 
 
@@ -117,9 +123,10 @@ def test_an_application_has_one_of_its_own_unless_its_settings_name_one() -> Non
     application = Application()
     assert connections_of(application) is connections_of(application)
     mine = Connections()
-    assert connections_of(Application(connections=mine)) is mine
-    with pytest.raises(TypeError, match="connections"):
-        connections_of(Application(connections=5))
+    assert connections_of(Application(waterspout_connections=mine)) is mine
+    assert connections_of(Application(connections="to a database")) is not mine
+    with pytest.raises(TypeError, match="waterspout_connections"):
+        connections_of(Application(waterspout_connections=5))
 
 
 # Heartbeats and deadlines

@@ -74,6 +74,9 @@ async def test_a_subscription_resumes_behind_an_id_and_its_answer_comes_first(se
         other = await server.websocket("/ws")
         await ask(other, subscribe="news", last_event_id="earliest")
         assert [(await other.frame()).json["data"] for _ in range(5)] == [0, 1, 2, 3, 4]
+        # As in the address, an empty one is none.
+        new = await server.websocket("/ws")
+        assert (await ask(new, subscribe="news", last_event_id=""))["id"] == positions[4]
         unknown = await server.websocket("/ws")
         await ask(unknown, subscribe="news", last_event_id="0123456789-7")
         assert (await unknown.frame()).json["event"] == "gap"
@@ -117,8 +120,10 @@ WRONG = [
     ('"subscribe"', "JSON object"),
     ("{}", "one of subscribe, unsubscribe, publish"),
     ('{"subscribe": "a", "publish": "a"}', "one of"),
-    ('{"subscribe": 7}', "needs a name"),
-    ('{"subscribe": null}', "needs a name"),
+    ('{"subscribe": 7}', "subscribe names one channel, a text, not 7"),
+    ('{"subscribe": null}', "subscribe names one channel"),
+    ('{"subscribe": ["a", "b"]}', "subscribe names one channel, a text, not ['a', 'b']"),
+    ('{"publish": ["a"], "data": 1}', "publish names one channel"),
     ('{"subscribe": ""}', "needs a name"),
     ('{"subscribe": "a b"}', "white space"),
     ('{"subscribe": "\\ud800"}', "Unicode"),
@@ -127,7 +132,7 @@ WRONG = [
     ('{"subscribe": "a", "last_event": "x"}', "'last_event'"),
     ('{"subscribe": "already"}', "already"),
     ('{"unsubscribe": "a"}', "not subscribed"),
-    ('{"unsubscribe": {"a": []}}', "not subscribed"),
+    ('{"unsubscribe": {"a": []}}', "unsubscribe names one channel"),
     ('{"publish": "a"}', "data is missing"),
     ('{"publish": "a", "data": NaN}', "not JSON"),
     ('{"publish": "a", "data": 1e999}', "JSON"),

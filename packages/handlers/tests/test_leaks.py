@@ -96,7 +96,7 @@ async def open_hall() -> AsyncIterator[Hall]:
         store.submit("x" * 200)  # the log is full, and does not grow any more
     kept = {"store": store}
     routes = [("/events", EventSource, kept), ("/ws", WebSocketSubscriber, kept), ("/poll", LongPoll, kept)]
-    http = HTTPServer(Application(routes, connections=connections, log_function=lambda handler: None))
+    http = HTTPServer(Application(routes, waterspout_connections=connections, log_function=lambda handler: None))
     servers = http, LineServer(store, connections=connections)
     ports = []
     for server in servers:

@@ -48,7 +48,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def serving(store: Any = None, source: Any = None, **options: Any) -> AsyncIterator[Running]:
-    running = Running(lambda: LineServer(store, source, **options))
+    running = Running(lambda: LineServer(store, source, **{"allow_publish": True, **options}))
     try:
         yield running
     finally:
@@ -152,7 +152,7 @@ async def test_it_goes_over_tls_and_says_its_token(source: Any) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(CERTIFICATE)
     trusting = ssl.create_default_context(cafile=str(CERTIFICATE))
-    async with serving(source=source, ssl_options=context, auth="secret") as running:
+    async with serving(source=source, ssl_options=context, token="secret") as running:
         async with LineClient("localhost", running.port, token="secret", ssl=trusting) as client:
             await client.publish("a", "over TLS")
             messages = client.subscribe("a", after="earliest")
@@ -311,7 +311,7 @@ async def test_what_the_server_refuses_is_told_in_its_words(source: Any) -> None
             await anext(client.subscribe("news"))
         assert await client.ping() < DEADLINE
         assert running.server.connections.counts.opened == 2, "the connection is as good as before"
-    async with serving(source=source, auth="secret") as running, LineClient("127.0.0.1", running.port) as client:
+    async with serving(source=source, token="secret") as running, LineClient("127.0.0.1", running.port) as client:
         with pytest.raises(LineRefused, match="AUTH"):
             await client.publish("a", "x")
 

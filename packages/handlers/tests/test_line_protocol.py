@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
@@ -12,10 +13,12 @@ from waterspout_handlers._goodbye import RESTART
 from waterspout_handlers._line_protocol import (
     MESSAGE_LINES,
     PLAIN_LINES,
+    USAGE,
     Auth,
     BadCommand,
     BadLine,
     Command,
+    Help,
     LineReader,
     Ping,
     Publish,
@@ -152,6 +155,7 @@ def test_an_escape_that_means_nothing_is_refused(text: str) -> None:
         (r"PING any \thing", Ping(r"any \thing")),
         ("AUTH secret word", Auth("secret word")),
         ("QUIT", Quit()),
+        ("HELP", Help()),
     ],
 )
 def test_a_command_is_what_its_line_says(line: str, command: Command) -> None:
@@ -159,7 +163,7 @@ def test_a_command_is_what_its_line_says(line: str, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", " ", "subscribe", "Subscribe news", "SUBSCRIBE\tnews", "HELLO", "SUBSCRIBED", "é"]
+    "line", ["", " ", "subscribe", "Subscribe news", "SUBSCRIBE\tnews", "HELLO", "SUBSCRIBED", "help", "é"]
 )
 def test_c9_c10_anything_else_is_an_unknown_command(line: str) -> None:
     with pytest.raises(UnknownCommand, match=r"^UNKNOWN COMMAND$"):
@@ -169,14 +173,15 @@ def test_c9_c10_anything_else_is_an_unknown_command(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("SUBSCRIBE a b", "SUBSCRIBE"),
+        ("SUBSCRIBE a b", "usage: SUBSCRIBE [<channel> [FROM <id>]]"),
         ("SUBSCRIBE a FROM", "SUBSCRIBE"),
         ("SUBSCRIBE a from b-1", "SUBSCRIBE"),
         ("SUBSCRIBE a FROM yesterday", "'yesterday' is not a position"),
         ("SUBSCRIBE " + "x" * 256, "at most 255 bytes"),
         ("SUBSCRIBE a\x07", "control character"),
-        ("UNSUBSCRIBE a b", "UNSUBSCRIBE"),
-        ("PUBLISH", "PUBLISH"),
+        ("UNSUBSCRIBE a b", "usage: UNSUBSCRIBE [<channel>]"),
+        ("PUBLISH", "usage: PUBLISH <channel> <text>"),
+        ("HELP me", "usage: HELP"),
         ("PUBLISH news", "PUBLISH"),
         ("PUBLISH news ", "not empty"),
         ("PUBLISH  text", "needs a name"),
@@ -196,9 +201,18 @@ def test_c9_c10_anything_else_is_an_unknown_command(line: str) -> None:
     ],
 )
 def test_a_command_that_cannot_be_carried_out_says_why(line: str, said: str) -> None:
-    with pytest.raises(BadCommand, match=said) as caught:
+    with pytest.raises(BadCommand, match=re.escape(said)) as caught:
         parse(line)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_told_of_a_command_tells_all_there_are() -> None:
+    for command, usage in USAGE.items():
+        assert usage.split()[0] == command
+        try:
+            parse(command)
+        except BadCommand as error:
+            assert str(error).startswith(f"usage: {usage}")  # noqa: PT017  # only some of them may stand alone
 
 
 @pytest.mark.parametrize("line", ["POST / HTTP/1.1", "GET /PUBLISH HTTP/1.0", "OPTIONS * HTTP/1.1"])

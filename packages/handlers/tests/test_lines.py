@@ -110,6 +110,7 @@ async def serving(
     store: BaseStore | None = None,
     source: Any = None,
     *,
+    kind: type[LineServer] = LineServer,
     tls: bool = False,
     send_buffer: int | None = None,
     **options: Any,
@@ -120,7 +121,7 @@ async def serving(
         context.load_cert_chain(CERTIFICATE)
         client = ssl.create_default_context(cafile=str(CERTIFICATE))
         options["ssl_options"] = context
-    server = LineServer(store, source, **options)
+    server = kind(store, source, **{"allow_publish": True, **options})
     sockets = bind_sockets(0, "127.0.0.1")
     for sock in sockets if send_buffer is not None else ():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -582,6 +583,7 @@ async def test_what_cannot_be_done_says_why_and_the_connection_stays(line: str, 
 
 async def test_where_nothing_may_be_published_nothing_is() -> None:
     store = QueueStore()
+    assert LineServer(store).allow_publish is False  # as at the other doors
     async with serving(store, allow_publish=False) as running:
         console = await running.connect()
         assert (await console.ask("PUBLISH updates x")).startswith("ERROR ")
@@ -614,10 +616,12 @@ async def good_later(token: str) -> bool:
     return token == "grüße"
 
 
-@pytest.mark.parametrize("auth", ["grüße", lambda token: token == "grüße", good_later])
-async def test_where_a_token_is_wanted_nothing_is_done_without(auth: Any) -> None:
+@pytest.mark.parametrize(
+    "wanted", [{"token": "grüße"}, {"auth": lambda token: token == "grüße"}, {"auth": good_later}], ids=str
+)
+async def test_where_a_token_is_wanted_nothing_is_done_without(wanted: Any) -> None:
     store = QueueStore()
-    async with serving(store, auth=auth) as running:
+    async with serving(store, **wanted) as running:
         console = await running.connect()
         for command in ("SUBSCRIBE", "SUBSCRIBE updates", "UNSUBSCRIBE", "PUBLISH updates x"):
             assert await console.ask(command) == "ERROR say AUTH <token> first"
@@ -632,11 +636,79 @@ async def test_where_a_token_is_wanted_nothing_is_done_without(auth: Any) -> Non
 
 
 async def test_who_does_not_say_its_token_in_time_is_sent_away() -> None:
-    async with serving(QueueStore(), auth="secret", connections=Connections(heartbeat=0.1)) as running:
+    async with serving(QueueStore(), token="secret", connections=Connections(heartbeat=0.1)) as running:
         good, silent = await running.connect(), await running.connect()
         assert await good.ask("AUTH secret") == "CONFIRMED"
         assert await silent.rest() == b"ERROR no AUTH was said\r\n"
         assert await good.ask("PING") == "PONG"
+
+
+async def test_what_who_says_a_token_may_do_is_asked_for_each_channel(channel_source: Any) -> None:
+    class Guarded(LineServer):
+        def may_subscribe(self, channel: str, token: str | None) -> bool:
+            return channel == "public" or self.may_publish(channel, token)
+
+        def may_publish(self, channel: str, token: str | None) -> bool:
+            return channel == f"of-{token}"
+
+    source = channel_source()
+    async with serving(source=source, kind=Guarded, default_channel="public") as running:
+        console = await running.connect()
+        assert await console.ask("SUBSCRIBE of-anna") == "ERROR you may not subscribe to 'of-anna'"
+        assert await console.ask("PUBLISH of-anna x") == "ERROR you may not publish to 'of-anna'"
+        assert not source.stores
+        assert await console.ask("SUBSCRIBE") == "CONFIRMED"
+        assert await console.ask("PUBLISH public x") == "ERROR you may not publish to 'public'"
+        assert await console.ask("AUTH anna") == "CONFIRMED"
+        assert await console.ask("SUBSCRIBE of-bob") == "ERROR you may not subscribe to 'of-bob'"
+        assert (await console.ask("SUBSCRIBE of-anna")).startswith("CONFIRMED of-anna ")
+        await console.send(b"PUBLISH of-anna x\r\n")
+        assert {(await console.line()).split()[0] for _ in range(2)} == {"CONFIRMED", "MESSAGE"}
+
+
+async def test_a_token_that_is_not_good_is_not_asked_about() -> None:
+    asked = []
+
+    class Guarded(LineServer):
+        def may_subscribe(self, channel: str, token: str | None) -> bool:
+            asked.append((channel, token))
+            return False
+
+    async with serving(QueueStore(), kind=Guarded, token="anna") as running:
+        console = await running.connect()
+        assert await console.ask("AUTH anna") == "CONFIRMED"
+        assert await console.ask("AUTH root") == "ERROR the token is not good"
+        assert await console.ask("SUBSCRIBE") == "ERROR you may not subscribe to 'updates'"
+    assert asked == [("updates", "anna")]
+
+
+async def test_nobody_reads_a_channel_by_another_of_its_names(channel_source: Any) -> None:
+    class Guarded(LineServer):
+        def may_subscribe(self, channel: str, token: str | None) -> bool:
+            return channel != "secret"
+
+        may_publish = may_subscribe
+
+    class Namespace:
+        def open(self, channel: str) -> BaseStore:
+            store: BaseStore = source.open(channel.removeprefix("ns:"))
+            return store
+
+    source = channel_source()
+    async with serving(source=Namespace(), kind=Guarded) as running:
+        console = await running.connect()
+        assert await console.ask("SUBSCRIBE ns:secret") == "ERROR you may not subscribe to 'secret'"
+        assert await console.ask("PUBLISH ns:secret x") == "ERROR you may not publish to 'secret'"
+        assert source.subscribers() == source.open("secret").log.top == 0
+        assert not running.server.readers._numbers
+
+
+async def test_help_tells_the_commands_on_one_line_to_whoever_asks() -> None:
+    async with serving(QueueStore(), token="secret") as running:
+        console = await running.connect()
+        answer = await console.ask("HELP")
+        assert answer.startswith("COMMANDS SUBSCRIBE [<channel> [FROM <id>]] | UNSUBSCRIBE [<channel>] | ")
+        assert await console.ask("help") == "UNKNOWN COMMAND"
 
 
 async def test_where_no_token_is_wanted_any_is_good() -> None:
@@ -748,7 +820,7 @@ async def test_a_client_that_reads_nothing_is_not_listened_to_either() -> None:
 @pytest.mark.parametrize("policy", ["latest", "disconnect"])
 async def test_a_slow_client_is_treated_as_the_policy_says(policy: Any, until: Any) -> None:
     store = QueueStore(max_messages=1000)
-    behind = Behind(policy, max_bytes=100 * KiB)
+    behind = Behind(policy, max_bytes=100 * KiB) if policy == "disconnect" else Behind(policy)
     async with serving(
         store, send_buffer=4 * KiB, when_behind=behind, connections=Connections(heartbeat=0.1)
     ) as running:
@@ -808,3 +880,9 @@ def test_a_server_takes_a_store_or_a_source() -> None:
         LineServer()
     with pytest.raises(TypeError, match="one of them"):
         LineServer(QueueStore(), object())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a token or auth, one of them"):
+        LineServer(QueueStore(), token="secret", auth=good_later)
+    with pytest.raises(TypeError, match="auth is a function"):
+        LineServer(QueueStore(), auth="secret")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the token is empty"):
+        LineServer(QueueStore(), token="")

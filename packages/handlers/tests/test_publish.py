@@ -363,7 +363,7 @@ async def test_a_plain_client_that_sends_far_too_much_can_read_why_it_was_refuse
             connection.close()
 
     async with serve(routes=limited(source), source=source) as server:
-        assert await asyncio.to_thread(post) == (413, {"error": "a message has at most 1000 bytes"})
+        assert await asyncio.to_thread(post) == (413, {"error": "a body has at most 1000 bytes"})
 
 
 async def test_who_hangs_up_in_the_middle_publishes_nothing(serve: Any, channel_source: Any, until: Any) -> None:

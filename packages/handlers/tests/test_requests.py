@@ -9,7 +9,16 @@ import pytest
 from tornado.web import HTTPError
 
 from waterspout_core import BrokerError, QueueStore, TooManyChannels
-from waterspout_handlers import Connections, EventSource, JSONErrors, RequestError, SubscriberHandler
+from waterspout_handlers import (
+    Connections,
+    EventSource,
+    JSONErrors,
+    LongPoll,
+    PublishHandler,
+    RequestError,
+    SubscriberHandler,
+    WebSocketSubscriber,
+)
 
 EVENTS = {"Accept": "text/event-stream"}
 """What a browser's EventSource sends (WHATWG HTML, "EventSource constructor", step 9)."""
@@ -191,14 +200,35 @@ async def test_f56_who_was_about_to_come_in_when_the_draining_began_is_sent_away
     serve: Any, hesitant_store: Any, until: Any
 ) -> None:
     async with serve(store=hesitant_store) as server:
-        coming = asyncio.ensure_future(server.listen("/events"))
-        await until(lambda: bool(hesitant_store.waiting))
+        coming = [
+            asyncio.ensure_future(server.request("/events", headers=EVENTS)),
+            asyncio.ensure_future(server.request("/events?format=ndjson")),
+        ]
+        await until(lambda: len(hesitant_store.waiting) == 2)
         await server.connections.drain(0)
-        hesitant_store.waiting[0].set_result(None)
-        peer = await coming
-        assert peer.parser.feed(await peer.chunk()) == []
-        assert await peer.rest() == b"0\r\n\r\n"
+        for waiting in hesitant_store.waiting:
+            waiting.set_result(None)
+        browser, program = [await each for each in coming]
+        assert (browser.status, browser.body.startswith(b": the server is about to stop")) == (200, True)
+        assert (program.status, "retry-after" in program.headers) == (503, True)
         assert len(server.connections) == len(hesitant_store.subscribers) == 0
+
+
+@pytest.mark.parametrize("path", ["/poll", "/events?format=ndjson", "/events"])
+async def test_of_those_who_come_at_one_moment_no_more_are_let_in_than_there_is_room_for(
+    serve: Any, hesitant_store: Any, until: Any, path: str
+) -> None:
+    """All of them are let pass, and then wait for the broker."""
+    routes = [("/poll", LongPoll, {"store": hesitant_store})]
+    async with serve(store=hesitant_store, routes=routes, connections=Connections(max_connections=2)) as server:
+        coming = [asyncio.ensure_future(server.request(path)) for _ in range(6)]
+        await until(lambda: len(hesitant_store.waiting) == 6)
+        for waiting in hesitant_store.waiting:
+            waiting.set_result(None)
+        statuses = [(await each).status for each in coming]
+        assert sorted(statuses) == [200] * 2 + [503] * 4
+        assert (len(server.connections), len(hesitant_store.subscribers)) == (2, 2)
+        assert server.connections.counts.refused == 4
 
 
 async def test_f56_the_503_of_a_hook_is_told_in_the_same_way(serve: Any, event_parser: Any) -> None:
@@ -331,6 +361,38 @@ def test_a_handler_takes_a_store_or_a_source(both: bool) -> None:
 def test_a_route_wired_with_something_else_says_what_it_takes(wired: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="EventSource takes a"):
         object.__new__(EventSource).initialize(**wired)
+
+
+@pytest.mark.parametrize(
+    ("door", "wrong", "words"),
+    [
+        (EventSource, {"stroe": 1}, "EventSource has no argument 'stroe'"),
+        (EventSource, {"source": 1}, "EventSource is routed with"),
+        (EventSource, {"period": -1}, "period is a number"),
+        (LongPoll, {"when_behind": "foo"}, "'foo'"),
+        (WebSocketSubscriber, {"allow_publsh": True}, "WebSocketSubscriber has no argument 'allow_publsh'"),
+        (PublishHandler, {"connections": Connections()}, "PublishHandler has no argument 'connections'"),
+    ],
+)
+async def test_a_route_with_wrong_arguments_is_a_500_in_json_and_the_log_says_why(
+    serve: Any, door: type[JSONErrors], wrong: dict[str, Any], words: str
+) -> None:
+    logged: list[str] = []
+
+    class Misrouted(door):  # type: ignore[valid-type,misc]
+        def prepare(self) -> None:
+            raise AssertionError("it is not ready")
+
+        def log_exception(self, kind: Any, error: Any, traceback: Any) -> None:
+            logged.append(str(error))
+
+    Misrouted.__name__ = door.__name__
+    async with serve(routes=[("/wrong", Misrouted, {"store": QueueStore(), **wrong})]) as server:
+        for method, body in (("GET", None), ("POST", b"Hello")):
+            response = await server.request("/wrong", method=method, body=body)
+            assert (response.status, response.json) == (500, {"error": "Internal Server Error"})
+    assert len(logged) == 2
+    assert words in logged[0]
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def open_house(event_parser: Any) -> Callable[..., contextlib.AbstractAsyncConte
         connections = Connections(heartbeat=0) if connections is None else connections
         doors = {"/events": EventSource, "/ws": WebSocketSubscriber, "/poll": LongPoll}
         routes = [(path, door, {"source": source, "when_behind": when_behind}) for path, door in doors.items()]
-        http = HTTPServer(Application(routes, connections=connections))
+        http = HTTPServer(Application(routes, waterspout_connections=connections))
         lines = LineServer(source=source, connections=connections, when_behind=when_behind)
         ports = []
         for server in (http, lines):

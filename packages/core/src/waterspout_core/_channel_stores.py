@@ -18,6 +18,9 @@ from ._stores import BaseStore, Subscriber
 
 logger: Final = logging.getLogger("waterspout.core")
 
+_RETRY: Final = 5.0
+"""Seconds after which a broker that has refused a channel is asked again, for those who wait for it."""
+
 
 class ChannelStore(BaseStore):
     """A log that is fed by one channel of a `PubSub`, and publishes to it.
@@ -152,8 +155,16 @@ class ChannelStore(BaseStore):
         if opening is not self._opening:
             return  # closed meanwhile
         self._opening = None
-        if not opening.cancelled() and opening.exception() is not None:
+        if not opening.cancelled() and (error := opening.exception()) is not None:
             self.close()  # the next one who asks tries again
+            if self.subscribers:
+                # Who was let in before the broker answered would wait for ever.
+                logger.warning("the channel %r was refused, trying again in %g s: %s", self.channel, _RETRY, error)
+                opening.get_loop().call_later(_RETRY, self._open_again)
+
+    def _open_again(self) -> None:
+        if self.subscribers:
+            self.open()
 
 
 class RedisStore(ChannelStore):

@@ -20,6 +20,9 @@ Send: TypeAlias = Callable[[bytes], int]
 
 Policy: TypeAlias = Literal["gap", "latest", "disconnect"]
 
+MAX_BYTES: Final = MiB
+MAX_SECONDS: Final = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Behind:
@@ -28,18 +31,20 @@ class Behind:
 
     `gap`: it reads on where it stopped, and is told of a gap where the log has given up what it missed. `latest`: it
     goes on with the newest message and is spared those in between. `disconnect`: it is cut off when it was not level
-    for `max_seconds`, or more than `max_bytes` have been published since it was.
+    for `max_seconds`, or more than `max_bytes` have been published since it was; the others have no such bounds.
     """
 
     policy: Policy = "gap"
-    max_bytes: int = MiB
-    max_seconds: float = 30.0
+    max_bytes: int = MAX_BYTES
+    max_seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
         if self.policy not in ("gap", "latest", "disconnect"):
             raise ValueError(f"a reader behind gets a gap, the latest, or is disconnected, not {self.policy!r}")
         if self.max_bytes < 1 or not self.max_seconds > 0:
             raise ValueError("max_bytes and max_seconds are above 0")
+        if self.policy != "disconnect" and (self.max_bytes, self.max_seconds) != (MAX_BYTES, MAX_SECONDS):
+            raise ValueError(f"max_bytes and max_seconds are bounds of 'disconnect', {self.policy!r} has none")
 
 
 GAP: Final = Behind()
@@ -53,7 +58,19 @@ class Audience:
     sending in each: what has come until then goes out together.
     """
 
-    __slots__ = ("_cursors", "_due", "_late", "_level", "_members", "_pause", "behind", "forget", "format", "period")
+    __slots__ = (
+        "_cursors",
+        "_due",
+        "_late",
+        "_level",
+        "_loop",
+        "_members",
+        "_pause",
+        "behind",
+        "forget",
+        "format",
+        "period",
+    )
 
     def __init__(
         self, stores: Iterable[BaseStore], format: Format, behind: Behind, period: float, forget: Callable[[], object]
@@ -65,6 +82,7 @@ class Audience:
         self.period = period
         """Seconds, or 0."""
         self._pause: asyncio.TimerHandle | None = None  # until which nothing is sent
+        self._loop: asyncio.AbstractEventLoop | None = None  # where that runs
         self._due = False  # whether something has come in the meantime
         self.format = format
         self.behind = behind
@@ -105,7 +123,7 @@ class Audience:
     def admit(self, outlet: Outlet, send: Send) -> bool:
         """Whether `outlet`, which has read all there is, is level with the others now; else it is woken when they are
         served next."""
-        if self._pause is not None and outlet.cursors != self._cursors:
+        if self._pausing and outlet.cursors != self._cursors:
             self._late[outlet] = None
             return False
         self.flush()
@@ -118,18 +136,27 @@ class Audience:
         return dict(self._cursors)
 
     def wake(self, store: BaseStore) -> None:
-        if self._pause is not None:
+        if self._pausing:
             self._due = True
             return
         self._read_on(store)
         if self.period:
-            self._pause = asyncio.get_running_loop().call_later(self.period, self._go_on)
+            self._begin_pause()
+
+    @property
+    def _pausing(self) -> bool:
+        # A loop that was closed in between has taken its timer with it.
+        return self._pause is not None and self._loop is asyncio.get_running_loop()
+
+    def _begin_pause(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pause = self._loop.call_later(self.period, self._go_on)
 
     def _go_on(self) -> None:
         self._pause = None
         if self._due:
             self._due = False
-            self._pause = asyncio.get_running_loop().call_later(self.period, self._go_on)
+            self._begin_pause()
             self.flush()
             late, self._late = self._late, {}
             for outlet in late:

@@ -32,6 +32,13 @@ _RATE: Final = 100
 _SPREAD: Final = 0.75
 """The part of the grace in which goodbyes are said; the rest is for the last ones to be written."""
 
+_COUNT: Final = int, 1, "a whole number of 1 or more"
+_SECONDS: Final = float, 0, "a number of seconds, 0 or more"
+_LIFETIME: Final = float, math.ulp(0.0), "a number of seconds above 0"
+
+MAX_CHANNELS: Final = 130
+"""The positions of so many channels fit into an id, which has 4,096 characters at most."""
+
 _TICK: Final = 0.02
 _SECOND: Final = 1.0
 
@@ -116,13 +123,18 @@ class Connections:
         max_age: float | None = None,
         user_timeout: float = 60.0,
     ) -> None:
-        for name, value in (("max_connections", max_connections), ("max_channels", max_channels)):
-            if value < 1:
-                raise ValueError(f"{name} is at least 1, not {value}")
-        if max_per_address is not None and max_per_address < 1:
-            raise ValueError(f"max_per_address is at least 1 or None, not {max_per_address}")
-        if heartbeat < 0 or user_timeout < 0 or (max_age is not None and not max_age > 0):
-            raise ValueError("heartbeat and user_timeout are 0 or more seconds, max_age is more or None")
+        _check("max_connections", max_connections, _COUNT)
+        _check("max_channels", max_channels, _COUNT)
+        if max_channels > MAX_CHANNELS:
+            raise ValueError(
+                f"max_channels is at most {MAX_CHANNELS}, as an id has no room for more, not {max_channels}"
+            )
+        _check("heartbeat", heartbeat, _SECONDS)
+        _check("user_timeout", user_timeout, _SECONDS)
+        if max_per_address is not None:
+            _check("max_per_address", max_per_address, _COUNT, " or None")
+        if max_age is not None:
+            _check("max_age", max_age, _LIFETIME, " or None")
         self.max_connections = max_connections
         self.max_per_address = max_per_address
         self.max_channels = max_channels
@@ -175,12 +187,15 @@ class Connections:
         random.shuffle(leaving)
         spread = min(grace * _SPREAD, len(leaving) / _RATE)
         for number, outlet in enumerate(leaving):
+            if not self._number:
+                break
             pause = begin + spread * number / len(leaving) - monotonic()
             if pause > _TICK:
                 await asyncio.sleep(pause)
             outlet.end(RESTART)
         if self._number:
-            self._gone = asyncio.Event()
+            if self._gone is None or self._gone.is_set():  # else it is that of a drain which is under way
+                self._gone = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(begin + grace - monotonic()):
                     await self._gone.wait()
@@ -304,10 +319,19 @@ class Connections:
 
 
 def connections_of(application: Application) -> Connections:
-    """Those of `application`: its setting `connections`, made when it is first asked for."""
-    found = application.settings.get("connections")
+    """Those of `application`: its setting `waterspout_connections`, made when it is first asked for."""
+    found = application.settings.get("waterspout_connections")
     if found is None:
-        found = application.settings["connections"] = Connections()
+        found = application.settings["waterspout_connections"] = Connections()
     if not isinstance(found, Connections):
-        raise TypeError(f"the setting connections is a Connections(), not {found!r:.80}")
+        raise TypeError(f"the setting waterspout_connections is a Connections(), not {found!r:.80}")
     return found
+
+
+def _check(name: str, value: object, kind: tuple[type[float], float, str], or_else: str = "") -> None:
+    """Raises TypeError or ValueError in which `name` is that of the argument."""
+    number, least, words = kind
+    if not isinstance(value, number | int):
+        raise TypeError(f"{name} is {words}{or_else}, not {value!r:.80}")
+    if not least <= value < math.inf:
+        raise ValueError(f"{name} is {words}{or_else}, not {value!r:.80}")

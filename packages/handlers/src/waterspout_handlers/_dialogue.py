@@ -12,7 +12,7 @@ from waterspout_core import BadMessage, BadPosition, BaseStore, BrokerError, Sou
 
 from ._audience import position_of
 from ._publish import PUBLISH_TIMEOUT, submit_once
-from ._requests import RequestError, open_channel, seek
+from ._requests import RequestError, Right, check_alias, check_right, open_channel, seek
 
 if TYPE_CHECKING:
     from ._socket import Socket
@@ -37,18 +37,16 @@ class Dialogue:
         {"publish": "news", "data": …, "event": …, "key": …}     {"published": "news", "id": "…"}
         anything else                                            {"error": "what was wrong"}
 
-    `store` or `source` is what the route has; with a store, that is the only channel there is.
+    `store` or `source` is what the route has; with a store, that is the only channel there is. Of what the route
+    allows the client may do what `may_subscribe` and `may_publish` say.
     """
 
     store: BaseStore | None
     source: Source | None
-    may_subscribe: bool
-    may_publish: bool
-
-    @property
-    def open_to_requests(self) -> bool:
-        """Whether channels may be named later, by messages."""
-        return self.may_subscribe and self.source is not None
+    allow_subscribe: bool
+    allow_publish: bool
+    may_subscribe: Right
+    may_publish: Right
 
     async def answer(self, text: str, socket: Socket) -> None:
         """Do what `text` asks for, and say what became of it."""
@@ -59,8 +57,10 @@ class Dialogue:
             verb = _verb(request)
             if verb == "publish":
                 answer = await self._publish(request)
-            elif self.source is None or not self.may_subscribe:
-                raise RequestError(403, "what is read here is named in the address, and not by messages")
+            elif self.source is None:
+                raise RequestError(403, "there is one store here, and no channels to choose from")
+            elif not self.allow_subscribe:
+                raise RequestError(403, "the channels that are read here are named in the address, not by messages")
             elif verb == "unsubscribe":
                 answer = _unsubscribe(request, socket)
             else:
@@ -75,29 +75,35 @@ class Dialogue:
     async def _seek(self, source: Source, request: Members, socket: Socket) -> tuple[BaseStore, int, Members]:
         name, last_event_id = request["subscribe"], _text(request, "last_event_id")
         try:
-            offsets = None if last_event_id is None else from_id(last_event_id)
+            offsets = from_id(last_event_id) if last_event_id else None
         except BadPosition as error:
             raise RequestError(400, f"bad last_event_id: {error}") from None
+        check_right(self.may_subscribe, "subscribe", name)
         if _find(socket, name) is not None:
             raise RequestError(409, f"you have subscribed to {name!r:.80} already")
         if len(socket.stores) >= (most := socket.connections.max_channels):
             raise RequestError(400, f"at most {most} channels on one connection")
-        cursors = await seek([open_channel(source, name)], offsets)
+        if (store := open_channel(source, name)) in socket.stores:  # by another of its names
+            raise RequestError(409, f"you have subscribed to {store.channel!r:.80} already")
+        check_alias(self.may_subscribe, "subscribe", name, store)
+        cursors = await seek([store], offsets)
         ((store, cursor),) = cursors.items()
         return store, cursor, {"subscribed": name, "id": position_of({**socket.cursors, **cursors})}
 
     async def _publish(self, request: Members) -> Members:
-        if not self.may_publish:
-            raise RequestError(403, "nobody may publish by messages here")
+        if not self.allow_publish:
+            raise RequestError(403, "nobody may publish by messages here: its route has no allow_publish")
         name, event, key = request["publish"], _text(request, "event"), _text(request, "key")
         if "data" not in request:
             raise RequestError(400, "data is missing: it is the message")
+        check_right(self.may_publish, "publish", name)
         if self.source is not None:
             store = open_channel(self.source, name)
         elif self.store is not None and name == self.store.channel:
             store = self.store
         else:
             raise RequestError(404, f"there is no channel {name!r:.80} here")
+        check_alias(self.may_publish, "publish", name, store)
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT):
                 await store.ready()
@@ -144,6 +150,8 @@ def _verb(request: Members) -> str:
     unknown = request.keys() - REQUESTS[verbs[0]] - {verbs[0], "ref"}
     if unknown:
         raise RequestError(400, f"{verbs[0]} does not go with {min(unknown)!r:.80}")
+    if not isinstance(name := request[verbs[0]], str):
+        raise RequestError(400, f"{verbs[0]} names one channel, a text, not {name!r:.80}")
     return verbs[0]
 
 

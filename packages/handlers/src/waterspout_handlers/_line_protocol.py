@@ -177,7 +177,23 @@ class Quit:
     """`QUIT`."""
 
 
-Command: TypeAlias = Subscribe | Unsubscribe | Publish | Ping | Auth | Quit
+@dataclass(frozen=True, slots=True)
+class Help:
+    """`HELP`: which commands there are."""
+
+
+Command: TypeAlias = Subscribe | Unsubscribe | Publish | Ping | Auth | Quit | Help
+
+USAGE: Final = {
+    "SUBSCRIBE": "SUBSCRIBE [<channel> [FROM <id>]]",
+    "UNSUBSCRIBE": "UNSUBSCRIBE [<channel>]",
+    "PUBLISH": "PUBLISH <channel> <text>",
+    "PING": "PING [<text>]",
+    "AUTH": "AUTH <token>",
+    "QUIT": "QUIT",
+    "HELP": "HELP",
+}
+"""How each command is written."""
 
 
 def parse(line: str) -> Command:
@@ -204,7 +220,7 @@ def _subscribe(rest: str) -> Subscribe:
         case [channel, "FROM", after]:
             from_id(after)
             return Subscribe(check_channel(channel), after)
-    raise BadCommand("SUBSCRIBE [<channel> [FROM <id>]]")
+    raise _usage("SUBSCRIBE")
 
 
 def _unsubscribe(rest: str) -> Unsubscribe:
@@ -213,7 +229,7 @@ def _unsubscribe(rest: str) -> Unsubscribe:
             return Unsubscribe()
         case [channel]:
             return Unsubscribe(check_channel(channel))
-    raise BadCommand("UNSUBSCRIBE [<channel>]")
+    raise _usage("UNSUBSCRIBE")
 
 
 def _publish(rest: str) -> Publish:
@@ -221,7 +237,7 @@ def _publish(rest: str) -> Publish:
         return _publish_object(rest)
     channel, _, text = rest.partition(" ")
     if not text:
-        raise BadCommand("PUBLISH <channel> <text>, and the text is not empty")
+        raise BadCommand(f"usage: {USAGE['PUBLISH']}, and the text is not empty")
     return Publish(check_channel(channel), unescape(text))
 
 
@@ -247,14 +263,24 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _auth(rest: str) -> Auth:
     if not rest:
-        raise BadCommand("AUTH <token>")
+        raise _usage("AUTH")
     return Auth(rest)
 
 
 def _quit(rest: str) -> Quit:
     if rest:
-        raise BadCommand("QUIT, and nothing else")
+        raise _usage("QUIT")
     return Quit()
+
+
+def _help(rest: str) -> Help:
+    if rest:
+        raise _usage("HELP")
+    return Help()
+
+
+def _usage(command: str) -> BadCommand:
+    return BadCommand(f"usage: {USAGE[command]}")
 
 
 _COMMANDS: Final[dict[str, Callable[[str], Command]]] = {
@@ -264,6 +290,7 @@ _COMMANDS: Final[dict[str, Callable[[str], Command]]] = {
     "PING": Ping,
     "AUTH": _auth,
     "QUIT": _quit,
+    "HELP": _help,
 }
 
 

@@ -9,8 +9,8 @@ import inspect
 import logging
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeAlias
 
@@ -28,9 +28,11 @@ from ._line_protocol import (
     PLAIN_LINES,
     PORT,
     UNKNOWN,
+    USAGE,
     Auth,
     BadCommand,
     BadLine,
+    Help,
     LineReader,
     Ping,
     Publish,
@@ -43,7 +45,8 @@ from ._line_protocol import (
 )
 from ._outlet import Outlet
 from ._publish import PUBLISH_TIMEOUT, submit_once
-from ._requests import RequestError, open_channel, seek
+from ._readers import Readers
+from ._requests import RequestError, check_alias, check_right, open_channel, seek
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds for a TLS handshake."""
@@ -55,7 +58,10 @@ LINGER: Final = 1.0
 """Seconds for a client to close after our last line."""
 
 PATIENCE: Final = 2
-"""Heartbeats after which whoever has to say a token, and has not, is sent away."""
+"""Heartbeats, or wrong tokens, after which whoever has to say a token is sent away."""
+
+GUESS: Final = 1.0
+"""Seconds that a wrong token takes: nobody shall find out the right one by trying."""
 
 Check: TypeAlias = Callable[[str], bool | Awaitable[bool]]
 
@@ -68,9 +74,10 @@ class LineServer(TCPServer):
         LineServer(source=channels).listen()
 
     `SUBSCRIBE` and `UNSUBSCRIBE` alone mean the `default_channel` (or the store, whose name that is if it has none).
-    With `auth`, a token or a function that tells whether one is good, a client says `AUTH <token>` first. A line has
-    at most `max_line` bytes. `connections` is shared with other doors of the same server, so that they have their
-    limits, and their end, together.
+    With a `token`, or with `auth`, a function that tells whether one is good, a client says `AUTH <token>` first.
+    Clients may publish if `allow_publish` is set; what else they may is said by `may_subscribe` and `may_publish` of a
+    subclass. A line has at most `max_line` bytes. `connections` is shared with other doors of the same server, so that
+    they have their limits, and their end, together.
     """
 
     def __init__(
@@ -79,8 +86,9 @@ class LineServer(TCPServer):
         source: Source | None = None,
         *,
         default_channel: str = "updates",
-        auth: str | Check | None = None,
-        allow_publish: bool = True,
+        token: str | None = None,
+        auth: Check | None = None,
+        allow_publish: bool = False,
         max_line: int = MAX_LINE,
         connections: Connections | None = None,
         when_behind: Policy | Behind = "gap",
@@ -89,10 +97,16 @@ class LineServer(TCPServer):
         super().__init__(ssl_options=ssl_options)
         if (store is None) == (source is None):
             raise TypeError("LineServer takes a store or a source, one of them")
+        if token is not None and auth is not None:
+            raise TypeError("LineServer takes a token or auth, one of them")
+        if auth is not None and not callable(auth):
+            raise TypeError("auth is a function that tells whether a token is good; token is one that is")
+        if token is not None and not token:
+            raise ValueError("the token is empty")
         self.store = store
         self.source = source
         self.default_channel = default_channel if store is None else store.channel or default_channel
-        self.auth = auth
+        self.auth = auth if token is None else partial(_same, token)
         self.allow_publish = allow_publish
         self.max_line = max_line
         self.connections = Connections() if connections is None else connections
@@ -145,16 +159,28 @@ class LineServer(TCPServer):
         """Whether `token` is good."""
         if self.auth is None:
             return True
-        if isinstance(self.auth, str):
-            return hmac.compare_digest(token.encode(), self.auth.encode())
         good = self.auth(token)
         return await good if inspect.isawaitable(good) else good
+
+    # For subclasses
+
+    def may_subscribe(self, channel: str, token: str | None) -> bool:
+        """Whether who has said `token` (None: nothing) may read `channel`."""
+        return True
+
+    def may_publish(self, channel: str, token: str | None) -> bool:
+        """Whether who has said `token` may publish to `channel`, where anybody may."""
+        return True
+
+
+def _same(token: str, said: str) -> bool:
+    return hmac.compare_digest(token.encode(), said.encode())
 
 
 class LineOutlet(Outlet):
     """One client: it is sent messages, and asks for them, in lines. Its commands are carried out in order."""
 
-    __slots__ = ("_deaf", "_lines", "_patience", "_server", "_work")
+    __slots__ = ("_deaf", "_goodbye", "_lines", "_patience", "_server", "_token", "_work")
 
     def __init__(self, stream: IOStream, server: LineServer, address: str) -> None:
         super().__init__(stream, PLAIN_LINES, server.connections, address=address, behind=server.behind)
@@ -162,8 +188,10 @@ class LineOutlet(Outlet):
         self._lines = LineReader(server.max_line)
         self._work: asyncio.Task[None] | None = None  # only while commands are carried out
         self._patience = 0 if server.auth is None else PATIENCE
-        """0 for who may do anything; else how many more heartbeats are waited for a token."""
+        """0 for who may do anything; else how many more heartbeats, or wrong tokens, until it is sent away."""
         self._deaf = False  # nothing more is carried out
+        self._token: str | None = None  # that was said, and was good
+        self._goodbye: Goodbye | None = None  # to be said when the command that is being carried out is answered
 
     # Of the outlet
 
@@ -175,12 +203,15 @@ class LineOutlet(Outlet):
         self._work = asyncio.ensure_future(self._carry_out())
 
     def beat(self) -> None:
-        if self._patience:
-            self._patience -= 1
-            if not self._patience:
-                self._refuse("no AUTH was said")
+        self._lose_patience("no AUTH was said")
 
     def end(self, goodbye: Goodbye) -> None:
+        if self._work is not None and not self._deaf:
+            # Its answer comes first: who is told to go takes what was not answered for not done, and asks elsewhere.
+            self._deaf = True
+            self._goodbye = goodbye
+            self.connections.end_at(self, monotonic() + PUBLISH_TIMEOUT)
+            return
         self._deaf = True
         super().end(goodbye)
 
@@ -229,6 +260,8 @@ class LineOutlet(Outlet):
         finally:
             self.busy = False
             self._work = None
+            if self._goodbye is not None:
+                self.end(self._goodbye)
             self.listen()
 
     async def _do(self, line: str) -> None:
@@ -236,6 +269,8 @@ class LineOutlet(Outlet):
         match command:
             case Ping(text):
                 self._reply("PONG", text)
+            case Help():
+                self._reply("COMMANDS", " | ".join(USAGE.values()))
             case Quit():
                 self._reply("BYE")
                 self.finish()
@@ -252,8 +287,11 @@ class LineOutlet(Outlet):
 
     async def _check(self, token: str) -> None:
         if not await self._server.allows(token):
+            await asyncio.sleep(GUESS)
+            self._lose_patience("the token is not good")
             raise BadCommand("the token is not good")
         self._patience = 0
+        self._token = token
         self._reply("CONFIRMED")
 
     async def _subscribe(self, command: Subscribe) -> None:
@@ -264,9 +302,15 @@ class LineOutlet(Outlet):
             if channel:
                 self.speak(MESSAGE_LINES)
             return
+        may = partial(self._server.may_subscribe, token=self._token)
+        name = channel or self._server.default_channel
+        check_right(may, "subscribe", name)
         if len(self.stores) >= self.connections.max_channels:
             raise BadCommand(f"at most {self.connections.max_channels} channels on one connection")
         store = self._server.open_store(channel)
+        if store in self.stores:  # by another of its names
+            raise BadCommand(f"ALREADY SUBSCRIBED {self._server.name_of(store)}")
+        check_alias(may, "subscribe", name, store)
         cursors = await seek([store], None if command.after is None else from_id(command.after))
         if self._deaf:
             return
@@ -290,7 +334,10 @@ class LineOutlet(Outlet):
     async def _publish(self, command: Publish) -> None:
         if not self._server.allow_publish:
             raise BadCommand("nothing is published here")
+        may = partial(self._server.may_publish, token=self._token)
+        check_right(may, "publish", command.channel)
         store = self._server.open_store(command.channel)
+        check_alias(may, "publish", command.channel, store)
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT):
                 await store.ready()
@@ -304,49 +351,15 @@ class LineOutlet(Outlet):
         name = channel or self._server.default_channel
         return next((store for store in self.stores if self._server.name_of(store) == name), None)
 
+    def _lose_patience(self, explanation: str) -> None:
+        if self._patience:
+            self._patience -= 1
+            if not self._patience:
+                self._refuse(explanation)
+
     def _reply(self, *words: str) -> None:
         self.say(to_line(*words))
 
     def _refuse(self, explanation: str) -> None:
         self._reply("ERROR", explanation)
         self.finish()
-
-
-class Readers:
-    """Which channels have readers here, for the log; where that is for debugging, every message of theirs, too."""
-
-    def __init__(self, server: LineServer) -> None:
-        self._server = server
-        self._numbers: Counter[BaseStore] = Counter()
-        self._cursors: dict[BaseStore, int] = {}
-
-    def add(self, store: BaseStore) -> None:
-        """One more reads `store`."""
-        self._numbers[store] += 1
-        if self._numbers[store] == 1:
-            self._tell("Subscribed to", store)
-            if logger.isEnabledFor(logging.DEBUG):
-                self._cursors[store] = store.log.top
-                store.register(self)
-
-    def remove(self, store: BaseStore) -> None:
-        """One less does."""
-        self._numbers[store] -= 1
-        if not self._numbers[store]:
-            del self._numbers[store]
-            self._tell("Unsubscribed from", store)
-            if self._cursors.pop(store, None) is not None:
-                store.deregister(self)
-
-    def wake(self, store: BaseStore) -> None:
-        while self._cursors[store] < store.log.top:
-            first, entries = store.log.read(self._cursors[store])
-            self._cursors[store] = first + len(entries) - 1
-            for entry in entries:
-                logger.debug("Message in %s: %s", self._server.name_of(store), getattr(entry, "text", entry))
-
-    def _tell(self, what: str, store: BaseStore) -> None:
-        name = self._server.name_of(store)
-        # Where clients have channels of their own, each of them comes and goes all the time.
-        level = logging.INFO if name == self._server.default_channel else logging.DEBUG
-        logger.log(level, '%s "%s"', what, name)

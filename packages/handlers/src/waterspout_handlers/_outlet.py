@@ -171,9 +171,9 @@ class Outlet:
                     self.finish()
                 if not whole or self._life is not _Life.OPEN:
                     return
+        self.connections.unwatch(self)  # it keeps up, also if it has to wait for the others
         if self._audience.admit(self, self._send):
             self._cursors = None
-            self.connections.unwatch(self)
 
     def is_too_slow(self, seconds: float, written: int) -> bool:
         """Whether it is to be cut off, not level for `seconds`, since when `written` bytes had been published to it."""
@@ -260,7 +260,7 @@ class Outlet:
             return
         try:
             asyncio.ensure_future(self._stream.read_bytes(READ, partial=True)).add_done_callback(self.listen)
-        except StreamClosedError:
+        except OSError:  # closed; or what is read at once fails, which only some of Tornado's errors say in its own way
             self.close()
 
     def _flush(self) -> None:
@@ -309,7 +309,9 @@ class Outlet:
         try:
             written = self._stream.write(memoryview(run)[sent:] if sent >= 0 else b"")
         except StreamClosedError:
-            self.close()
+            # Not now: the audience may be in the middle of a walk, and who hears of the end may publish, or end others.
+            self._draining = True
+            asyncio.get_running_loop().call_soon(self.close)
             return
         self._draining = True
         self._watch()

@@ -27,7 +27,17 @@ from waterspout_core import (
     check_event,
 )
 
-from ._requests import CrossOrigin, Origins, RequestError, check_origins, check_wiring, foreign_page, open_channel
+from ._requests import (
+    Door,
+    Origins,
+    RequestError,
+    check_alias,
+    check_origins,
+    check_right,
+    check_wiring,
+    foreign_page,
+    open_channel,
+)
 
 MAX_BODY: Final = MiB
 """Bytes of a body, unless the route says otherwise."""
@@ -48,7 +58,7 @@ _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"(?:;.*)?')
 
 
 @stream_request_body
-class PublishHandler(CrossOrigin):
+class PublishHandler(Door):
     """Publishes the body of a `POST`.
 
     Text (UTF-8) is one message, `application/json` one message of any JSON value, `application/x-ndjson` one
@@ -60,7 +70,8 @@ class PublishHandler(CrossOrigin):
     line is `<key>-<number of the line>`.
 
     Route it with `{"source": channels}` and a path that names the channel, or with `{"store": store}`; `max_body` is
-    in bytes. Pages of other sites may publish if `allow_origins` has them, or is `"*"`.
+    in bytes. Pages of other sites may publish if `allow_origins` has them, or is `"*"`. A subclass may say in
+    `may_publish` who else may not.
     """
 
     def initialize(
@@ -70,8 +81,9 @@ class PublishHandler(CrossOrigin):
         max_body: int = MAX_BODY,
         *,
         allow_origins: Origins = (),
+        **unknown: Any,
     ) -> None:
-        self.store, self.source = check_wiring(self, store, source)
+        self.store, self.source = check_wiring(self, store, source, unknown)
         self.allow_origins = check_origins(self, allow_origins)
         self.max_body = max_body
         self._body = bytearray()
@@ -106,7 +118,7 @@ class PublishHandler(CrossOrigin):
         event = self._event()
         payloads, several = self._payloads()
         keys = self._keys(payloads, several=several)
-        store = self.open_store(channel)
+        store = self._open_to_publish(channel)
         submissions: list[asyncio.Future[Position | None]] = []
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT):
@@ -140,6 +152,14 @@ class PublishHandler(CrossOrigin):
         if channel is None:
             raise RequestError(404, "no channel is named in the path")
         return open_channel(self.source, channel)
+
+    def _open_to_publish(self, channel: str | None) -> BaseStore:
+        name = channel if self.store is None else self.store.channel
+        if self.store is not None or channel is not None:  # else there is nothing to ask about
+            check_right(self.may_publish, "publish", name)
+        store = self.open_store(channel)
+        check_alias(self.may_publish, "publish", name, store)
+        return store
 
     def _event(self) -> str | None:
         event = self.get_query_argument("event", "")
@@ -186,7 +206,7 @@ class PublishHandler(CrossOrigin):
         return {1: text}, False
 
     def _refuse_size(self) -> NoReturn:
-        raise RequestError(413, f"a message has at most {self.max_body} bytes")
+        raise RequestError(413, f"a body has at most {self.max_body} bytes")
 
 
 def submit_once(store: BaseStore, data: Payload, event: str | None, key: str | None) -> Awaitable[Position | None]:

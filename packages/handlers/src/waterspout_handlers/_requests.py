@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import random
 from asyncio import Future
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any, Final, NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
-from tornado.web import HTTPError, RequestHandler
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Application, HTTPError, RequestHandler
 
 from waterspout_core import (
     BadChannel,
@@ -43,6 +46,10 @@ Origins: TypeAlias = Collection[str]
 """`"*"` for every site, or the origins of some, such as `https://example.org` (RFC 6454)."""
 
 
+Right: TypeAlias = Callable[[str], bool]
+"""Tells whether somebody may do something with a channel."""
+
+
 class RequestError(HTTPError):
     """A request that cannot be served, in words for whoever sent it.
 
@@ -58,7 +65,14 @@ class RequestError(HTTPError):
 
 
 class JSONErrors(RequestHandler):
-    """Answers errors with `{"error": "what was wrong"}`."""
+    """Answers errors with `{"error": "what was wrong"}`; a route with wrong arguments, too, with 500."""
+
+    def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
+        try:
+            super().__init__(application, request, **kwargs)
+        except Exception as error:
+            # Tornado would drop the connection without an answer. What `prepare` raises is logged, and answered.
+            self.prepare = partial(_raise, error)  # type: ignore[method-assign]
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
@@ -128,7 +142,25 @@ class CrossOrigin(JSONErrors):
             self.set_header("Access-Control-Max-Age", PREFLIGHT_AGE)
 
 
-class SubscriberHandler(CrossOrigin):
+class Door(CrossOrigin):
+    """A way to `store`, or to the channels of `source`; who may do what there is said by a subclass.
+
+    What its `prepare` has found out about the client, such as `current_user`, is known when it is asked.
+    """
+
+    store: BaseStore | None = None
+    source: Source | None = None
+
+    def may_subscribe(self, channel: str) -> bool:
+        """Whether this client may read `channel`, which is empty if it is a store without a name."""
+        return True
+
+    def may_publish(self, channel: str) -> bool:
+        """Whether this client may publish to `channel`, which is empty if it is a store without a name."""
+        return True
+
+
+class SubscriberHandler(Door):
     """A handler whose clients subscribe: to `store`, or to the channels they name in the URL, opened by `source`."""
 
     def initialize(
@@ -139,8 +171,9 @@ class SubscriberHandler(CrossOrigin):
         connections: Connections | None = None,
         when_behind: Policy | Behind = "gap",
         allow_origins: Origins = (),
+        **unknown: Any,
     ) -> None:
-        self.store, self.source = check_wiring(self, store, source)
+        self.store, self.source = check_wiring(self, store, source, unknown)
         self.connections = connections_of(self.application) if connections is None else connections
         self.behind = when_behind if isinstance(when_behind, Behind) else Behind(when_behind)
         self.allow_origins = check_origins(self, allow_origins)
@@ -154,14 +187,19 @@ class SubscriberHandler(CrossOrigin):
         """The stores that the request asks for, and where to begin in each. Raises `RequestError`, also if no more
         may connect now."""
         self.check_request()
+        self._check_limits()
+        cursors = await seek(self._stores(), self.offsets())
+        self._check_limits()  # others may have come meanwhile
+        return cursors
+
+    def _check_limits(self) -> None:
         try:
             self.connections.check(self.address)
         except ConnectionRefused as error:
             raise RequestError(503, str(error), retry=error.retry) from None
-        return await seek(self._stores(), self.offsets())
 
     def check_request(self) -> None:
-        """Raises `RequestError` if it cannot be served at any time."""
+        """Raises `RequestError` if it cannot be served at any time, or not to this client."""
         self.offsets()
         names = self.names()
         if not names and self.store is None:
@@ -171,6 +209,8 @@ class SubscriberHandler(CrossOrigin):
                 check_channel(name)
         except BadChannel as error:
             raise RequestError(400, str(error)) from None
+        for channel in names if self.store is None else [self.store.channel]:
+            check_right(self.may_subscribe, "subscribe", channel)
 
     def names(self) -> list[str]:
         """The channels that the request names, in its path or as `?channel=`; none if the route has a store. Raises
@@ -187,7 +227,12 @@ class SubscriberHandler(CrossOrigin):
         if self.store is not None:
             return [self.store]
         assert self.source is not None
-        return [open_channel(self.source, name) for name in self.names()]
+        stores = []
+        for name in self.names():
+            store = open_channel(self.source, name)
+            check_alias(self.may_subscribe, "subscribe", name, store)
+            stores.append(store)
+        return stores
 
     def offsets(self) -> Mapping[str, int] | None:
         """Where the client says it stopped, by epoch; None if it comes for the first time.
@@ -212,10 +257,12 @@ class SubscriberHandler(CrossOrigin):
 
 
 def check_wiring(
-    handler: RequestHandler, store: BaseStore | None, source: Source | None
+    handler: RequestHandler, store: BaseStore | None, source: Source | None, unknown: Collection[str]
 ) -> tuple[BaseStore | None, Source | None]:
-    """The two as they are, if a route names one of them and it can be used. Raises TypeError."""
+    """The two as they are, if a route names one of them, it can be used, and nothing is `unknown`. Raises TypeError."""
     name = type(handler).__name__
+    if unknown:
+        raise TypeError(f"{name} has no argument {min(unknown)!r:.80} that a route could give")
     if (store is None) == (source is None):
         raise TypeError(f'{name} is routed with {{"store": …}} or {{"source": …}}, one of them')
     if store is not None and not isinstance(store, BaseStore):
@@ -231,6 +278,26 @@ def check_origins(handler: RequestHandler, allow_origins: Origins) -> Origins:
         name = type(handler).__name__
         raise TypeError(f'{name} takes allow_origins="*" or a list of origins, not the str {allow_origins!r:.80}')
     return allow_origins
+
+
+def check_right(may: Right, deed: str, channel: str | None) -> None:
+    """Asks `may` about `channel`; None is a store without a name. Raises `RequestError` if it says no, or if that
+    cannot be a name."""
+    try:
+        answer: object = may("" if channel is None else check_channel(channel))
+    except BadChannel as error:
+        raise RequestError(400, str(error)) from None
+    if inspect.isawaitable(answer):  # which would be a yes to everyone
+        raise TypeError(f"may_{deed} is a plain function: what has to be waited for is found out in `prepare`")
+    if not answer:
+        raise RequestError(403, f"you may not {deed} {'here' if channel is None else f'to {channel!r:.80}'}")
+
+
+def check_alias(may: Right, deed: str, name: str | None, store: BaseStore) -> None:
+    """Asks `may` about `store`, too, if that has another name than the one it was opened by. Raises `RequestError`."""
+    # Channels with a namespace know each by two names: who may not use one shall not come in by the other.
+    if store.channel not in (name, None):
+        check_right(may, deed, store.channel)
 
 
 async def seek(stores: Iterable[BaseStore], offsets: Mapping[str, int] | None) -> dict[BaseStore, int]:
@@ -260,7 +327,9 @@ def foreign_page(handler: RequestHandler) -> RequestError:
     """The answer for a page of another site."""
     origin, host = (handler.request.headers.get(name, "") for name in ("Origin", "Host"))
     return RequestError(
-        403, f"pages of {origin!r:.80} may not come here, to {host!r:.80}; a proxy has to pass the Host header on"
+        403,
+        f"pages of {origin!r:.80} may not come here, to {host!r:.80}, unless allow_origins (--allow-origin) names them;"
+        " if it is the same site behind a proxy, that has to pass the Host header on",
     )
 
 
@@ -273,3 +342,7 @@ def is_foreign(handler: RequestHandler) -> bool:
         return urlsplit(origin).netloc.lower() != handler.request.headers.get("Host", "").lower()
     except ValueError:
         return True
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tornado.iostream import IOStream, SSLIOStream
@@ -31,8 +32,8 @@ from ._frames import (
     frame,
     message_frame,
 )
-from ._goodbye import SILENT, Goodbye
-from ._outlet import Outlet
+from ._goodbye import RESTART, SILENT, Goodbye
+from ._outlet import CLOSING, Outlet
 
 if TYPE_CHECKING:
     from ._websocket import WebSocketSubscriber
@@ -52,7 +53,7 @@ class Socket(Outlet):
     Its `handler` is there only if that wants to hear of what happens; `reader` only while there is something in it.
     """
 
-    __slots__ = ("_deflated", "_dialogue", "_handler", "_max_size", "_reader", "_task", "_unheard")
+    __slots__ = ("_deflated", "_dialogue", "_goodbye", "_handler", "_max_size", "_reader", "_task", "_unheard")
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Socket(Outlet):
         self._handler: WebSocketSubscriber | None = None
         self._reader: FrameReader | None = None
         self._task: asyncio.Future[None] | None = None  # that deals with a message
+        self._goodbye: Goodbye | None = None  # to be said when that is done
         self._unheard = False  # whether nothing was heard since the last ping
 
     async def introduce(self, handler: WebSocketSubscriber, cursors: Cursors) -> None:
@@ -131,6 +133,14 @@ class Socket(Outlet):
         else:
             self._unheard = True
             self.say(frame(PING))
+
+    def end(self, goodbye: Goodbye) -> None:
+        if self._task is not None and self._goodbye is None and goodbye.code == RESTART.code:
+            # It has asked for something: the answer comes first, and nothing is asked for any more.
+            self._goodbye = goodbye
+            self.connections.end_at(self, monotonic() + CLOSING)
+            return
+        super().end(goodbye)
 
     def ended(self) -> None:
         # Ours is said. If the peer's is still to come it is waited for, as long as a goodbye may take.
@@ -197,6 +207,8 @@ class Socket(Outlet):
             self.end(FAILED)
         elif error := task.exception():
             self._fail(error)
+        if self._goodbye is not None:
+            self.end(self._goodbye)
         if self._reader is not None:
             self._go_on(self._reader)
         self.listen()

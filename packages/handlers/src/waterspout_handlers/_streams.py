@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from time import monotonic
 
 from tornado.iostream import StreamClosedError
@@ -26,7 +27,8 @@ class StreamHandler(SubscriberHandler, abc.ABC):
         """The head that `get` would send, without opening anything."""
         self.check_request()
         self.set_stream_headers(self._format())
-        await self.flush()
+        with contextlib.suppress(StreamClosedError):
+            await self.flush()
 
     async def get(self, *args: str, **kwargs: str) -> None:
         """Stream."""
@@ -44,17 +46,16 @@ class StreamHandler(SubscriberHandler, abc.ABC):
         self.write(format.hello(where))
         # Tornado would promise an HTTP/1.0 client to keep the connection, whose end is that of the stream.
         self.request.headers.pop("Connection", None)
-        try:
-            await self.flush()
-        except StreamClosedError:
-            return
+        self.flush()  # not to be waited for: it is counted before the limits are checked for the next one
         self.application.log_request(self)
         stream = self.detach()
         self.on_finish()
+        if stream.closed():
+            return
         outlet = Outlet(
             stream, format, self.connections, address=self.address, behind=self.behind, period=self.period or 0.0
         )
-        if wait is not None and not stream.closed():
+        if wait is not None:
             self.connections.expire_at(outlet, monotonic() + wait)
         outlet.open(cursors)
 

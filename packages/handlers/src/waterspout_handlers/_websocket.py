@@ -28,7 +28,7 @@ MAX_MESSAGE_SIZE: Final = 64 * 1024
 
 _GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY: Final = re.compile("[A-Za-z0-9+/]{22}==")
-_HOOKS: Final = ("open", "on_message", "on_ping", "on_pong", "on_close")
+_HOOKS: Final = ("open", "on_message", "on_ping", "on_pong", "on_close", "may_subscribe", "may_publish")
 
 
 class WebSocketSubscriber(SubscriberHandler):
@@ -42,7 +42,8 @@ class WebSocketSubscriber(SubscriberHandler):
 
     The hooks of Tornado's `WebSocketHandler` may be overridden: `open`, `on_message`, `on_ping`, `on_pong`, `on_close`
     (plain, or all but the last a coroutine), `select_subprotocol` and `check_origin`. An `on_message` gets all messages
-    of the client, binary ones too, and may leave to ours what are requests. A handler without these hooks lives for the
+    of the client, binary ones too, and may leave to ours what are requests. `may_subscribe` and `may_publish` are asked
+    about the channels that messages name, as about those of the address. A handler without any of these lives for the
     handshake only.
     """
 
@@ -65,7 +66,8 @@ class WebSocketSubscriber(SubscriberHandler):
     ) -> None:
         super().initialize(store, source, **options)
         self.compress = compress
-        self._dialogue = Dialogue(store, source, allow_subscribe, allow_publish)
+        self._allow_subscribe = allow_subscribe
+        self._allow_publish = allow_publish
 
     async def get(self, *args: str, **kwargs: str) -> None:
         key, deflated = self._check_handshake()
@@ -83,7 +85,7 @@ class WebSocketSubscriber(SubscriberHandler):
             stream,
             WEBSOCKET_DEFLATED if deflated else WEBSOCKET_TEXT,
             self.connections,
-            self._dialogue,
+            self._dialogue(),
             max_size=self.max_message_size,
             address=self.address,
             behind=self.behind,
@@ -93,8 +95,12 @@ class WebSocketSubscriber(SubscriberHandler):
         else:
             self._socket.open(cursors)
 
+    def _dialogue(self) -> Dialogue:
+        rights = (self.may_subscribe, self.may_publish) if self._stays else (_everyone_may, _everyone_may)
+        return Dialogue(self.store, self.source, self._allow_subscribe, self._allow_publish, *rights)
+
     def check_request(self) -> None:
-        if self._dialogue.open_to_requests and not self.names():
+        if self.source is not None and self._allow_subscribe and not self.names():
             self.offsets()  # which channels it is for is to be said later
         else:
             super().check_request()
@@ -107,6 +113,7 @@ class WebSocketSubscriber(SubscriberHandler):
 
     def forget(self) -> None:
         """Nothing will come any more."""
+        self._socket = None  # which may know us, to ask what its client may do
         super()._break_cycles()
 
     @property
@@ -225,3 +232,7 @@ class WebSocketSubscriber(SubscriberHandler):
         # Who hears of more may want templates for it, as with Tornado's own handler.
         if self.get_status() != 101 or not self._stays:
             self.forget()
+
+
+def _everyone_may(channel: str) -> bool:
+    return True
