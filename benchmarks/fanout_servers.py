@@ -124,7 +124,9 @@ async def waterspout_channels(listener: socket.socket, options: Options) -> Runn
     connections = Connections()
     source = Channels(options.broker, history=options.history)
     return Running(
-        publish, connections, tornado_server(listener, EventSource, {"source": source}, connections=connections)
+        publish,
+        connections,
+        tornado_server(listener, EventSource, {"source": source}, waterspout_connections=connections),
     )
 
 

@@ -12,7 +12,7 @@ store = QueueStore()
 
 
 async def main(port: int) -> None:
-    server = LineServer(store)
+    server = LineServer(store, allow_publish=True)
     server.listen(port, "127.0.0.1")
     store.submit("what came before")
     async with LineClient("127.0.0.1", port) as client:

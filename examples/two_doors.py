@@ -20,7 +20,7 @@ connections = Connections(max_connections=20_000, max_per_address=100, max_age=3
 
 
 async def main() -> None:
-    http = HTTPServer(Application([("/events", EventSource, {"store": store})], connections=connections))
+    http = HTTPServer(Application([("/events", EventSource, {"store": store})], waterspout_connections=connections))
     http.listen(9000, "127.0.0.1")
     lines = LineServer(store, connections=connections)
     lines.listen(5567, "127.0.0.1")

@@ -355,7 +355,7 @@ def test_tail_survives_a_restart_of_the_server_and_tells_of_the_gap(
         publish(server.url, "news", str(number))
     tailing.until(lambda: tailing.out.endswith("\n9\n"), "the last message")
     assert [line for line in tailing.out.splitlines() if line.isdecimal()] == [str(number) for number in range(10)]
-    assert "some message(s) of news are lost" in tailing.err
+    assert "lost some messages of news" in tailing.err
 
 
 def test_tail_loses_nothing_when_its_server_is_replaced_by_a_new_one(
@@ -374,6 +374,14 @@ def test_tail_loses_nothing_when_its_server_is_replaced_by_a_new_one(
     tailing.until(lambda: tailing.out.endswith("\n9\n"), "the last message")
     assert [line for line in tailing.out.splitlines() if line.isdecimal()] == [str(number) for number in range(10)]
     assert "lost" not in tailing.err
+
+
+def test_tail_says_what_a_server_answers_that_has_no_room(serve: Serve, command: StartCommand) -> None:
+    server = serve("--max-connections", "1")
+    with EventStream(f"{server.url}/events?channel=a"):
+        tailing = command("tail", "news", "--url", server.url)
+        tailing.until(lambda: f"{server.url} answered 503: there are 1 connections" in tailing.err, "the refusal")
+        assert "no answer" not in tailing.err
 
 
 def test_tail_goes_on_behind_an_id(server: ServerProcess, command: StartCommand) -> None:

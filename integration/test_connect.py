@@ -229,7 +229,7 @@ def test_a_page_cannot_make_a_browser_publish(address: str) -> None:
 @contextlib.asynccontextmanager
 async def serving(store: RedisStore) -> AsyncIterator[tuple[LineServer, int]]:
     async with store:
-        server = LineServer(store, default_channel="updates")
+        server = LineServer(store, default_channel="updates", allow_publish=True)
         sockets = bind_sockets(0, "127.0.0.1")
         server.add_sockets(sockets)
         try:

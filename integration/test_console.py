@@ -380,6 +380,21 @@ def test_at_every_width_all_stays_in_its_card_and_no_number_is_broken(serve: Ser
         assert broken == [], f"at {width} px"
 
 
+@pytest.mark.parametrize("width", [400, 1200])
+def test_many_active_channels_stretch_their_list_and_not_the_page(serve: Serve, page: Page, width: int) -> None:
+    server = serve()
+    page.set_viewport_size({"width": width, "height": 800})
+    open_console(page, server.url)
+    expect(page.locator("#active-note")).to_have_text("None yet.")
+    before = page.evaluate("document.documentElement.scrollHeight")
+    for number in range(100):
+        publish(server.url, f"channel-{number}", "x")
+    expect(page.locator("#active button")).to_have_count(100)
+    # On a narrow page the list has some height of its own.
+    room = page.evaluate("document.getElementById('active').clientHeight") if width < 600 else 0
+    assert page.evaluate("document.documentElement.scrollHeight") <= before + room
+
+
 def test_a_page_without_channels_shows_the_demos(serve: Serve, page: Page) -> None:
     server = serve()
     publish_json(server.url, "demo.load", {"cpu_percent": 3.5})

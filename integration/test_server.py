@@ -311,6 +311,7 @@ def test_with_history_0_nothing_is_kept_for_those_who_come_later(serve: Serve) -
 
 def test_a_gone_subscriber_is_not_counted_any_more(server: ServerProcess) -> None:
     events = EventStream(f"{server.url}/events?channel=news")
+    publish(server.url, "news", "there is one")
     events.cut()
     for _ in range(1000):
         _, answer = request(f"{server.url}/channels")
@@ -363,6 +364,7 @@ def test_it_stops_cleanly_and_its_subscribers_streams_end_in_order(
 
 def test_it_survives_running_out_of_file_descriptors(serve: Serve) -> None:
     server = serve(descriptors=50)
+    assert re.search("WARNING .* 50 file descriptors, .* 100000 connections of --max-connections", server.output())
     connections = [socket.create_connection(server.address) for _ in range(60)]
     server.wait_for_output("cannot accept connections for now")
     for connection in connections:
@@ -712,6 +714,10 @@ def test_a_taken_tcp_port_is_one_clear_line() -> None:
         (("--retention", "nan"), "retention"),
         (("--retention", "inf"), "retention"),
         (("--tcp-port", "70000"), "70000"),
+        (("--tcp-port", "0", "--tcp-token", ""), "--tcp-token (or WATERSPOUT_TCP_TOKEN) is empty"),
+        (("--tcp-token", "sesame"), "none without --tcp-port"),
+        (("--allow-host", "http://www.example.com"), "--allow-host: a host is a name"),
+        (("--allow-host", "www.example.com:8080"), "--allow-host: a host is a name"),
         (("--grace", "-1"), "--grace"),
         (("--grace", "inf"), "--grace"),
         (("--heartbeat", "nan"), "--heartbeat"),
@@ -725,3 +731,8 @@ def test_a_taken_tcp_port_is_one_clear_line() -> None:
 )
 def test_what_cannot_be_served_is_one_clear_line(args: tuple[str, ...], said: str) -> None:
     assert said in refused_to_serve("--port", "0", *args)
+
+
+def test_a_token_that_was_not_filled_in_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATERSPOUT_TCP_TOKEN", "")
+    assert "(or WATERSPOUT_TCP_TOKEN) is empty" in refused_to_serve("--port", "0", "--tcp-port", "0")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from waterspout_core import Envelope, MemoryBroker, MemoryPubSub, Message, open_pubsub
+from waterspout_core import Envelope, Health, MemoryBroker, MemoryPubSub, Message, open_pubsub
 
 
 class Client:
@@ -158,3 +158,18 @@ def test_a_url_opens_the_broker_it_names() -> None:
     assert isinstance(open_pubsub("memory://"), MemoryPubSub)
     with pytest.raises(ValueError, match="ftp"):
         open_pubsub("ftp://localhost")
+
+
+def test_health_is_connected_until_it_is_closed_which_is_told_once() -> None:
+    async def use() -> None:
+        told: list[Health] = []
+        pubsub = MemoryPubSub()
+        pubsub.add_health_listener(told.append)
+        await pubsub.subscribe("news")
+        assert pubsub.health.state == "connected"
+        await pubsub.aclose()
+        await pubsub.aclose()
+        assert pubsub.health.state == "closed"
+        assert [health.state for health in told] == ["closed"]
+
+    asyncio.run(use())

@@ -187,6 +187,34 @@ def test_a_callback_that_fails_is_logged_and_harms_nothing(
     assert "of the callback" in caplog.text
 
 
+def test_health_listeners_are_told_each_change_until_they_are_removed(
+    fresh_redis_server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    first: list[Health] = []
+    second: list[Health] = []
+    gone: list[Health] = []
+
+    def fail(health: Health) -> None:
+        raise RuntimeError("of the listener")
+
+    async def use() -> None:
+        pubsub = open_pubsub(fresh_redis_server.url, on_health=first.append)
+        for listener in [fail, second.append, gone.append] * 2:  # twice is once
+            pubsub.add_health_listener(listener)
+        await pubsub.subscribe("news")
+        await eventually(lambda: states(gone) == ["connecting", "connected"])
+        pubsub.remove_health_listener(gone.append)
+        pubsub.remove_health_listener(gone.append)
+        fresh_redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
+        await eventually(lambda: states(second)[2:] == ["disconnected", "connected"])
+        await pubsub.aclose()
+        assert states(first) == states(second) == [*states(gone), "disconnected", "connected", "closed"]
+
+    run(use())
+    assert len(gone) == 2
+    assert caplog.text.count("a health listener of") == 5  # and it was called again
+
+
 def test_nothing_is_watched_any_more_after_closing(redis_server: RunningServer) -> None:
     async def use() -> None:
         store = RedisStore("news", redis_server.url, silence=0.1)

@@ -143,6 +143,13 @@ async def test_nobody_comes_in_by_another_name_of_a_channel(serve: Any) -> None:
         assert await ask(peer, subscribe="public:anna.x") == {"error": "you may not subscribe to 'anna.x'"}
         assert not any(store.subscribers for store in source.stores.values())
         assert (await server.request("/events?channel=public:anna.x&user=anna")).status == 200
+        # Who calls themselves so may publish to what begins so.
+        refused = {"error": "you may not publish to 'anna.x'"}
+        response = await server.post("/publish/public:anna.x?user=public:anna", b"x")
+        assert (response.status, response.json) == (403, refused)
+        peer = await server.websocket("/ws?user=public:anna")
+        assert await ask(peer, publish="public:anna.x", data=1) == refused
+        assert source.stores["anna.x"].log.top == 0
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")

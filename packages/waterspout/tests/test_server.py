@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -14,16 +16,20 @@ from click.testing import CliRunner
 from tornado.httpclient import AsyncHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
 import waterspout
+import waterspout_channels
+import waterspout_core
+import waterspout_handlers
 from waterspout import BaseStore, Channels, Connections
 from waterspout._demo import publish_figures
 from waterspout.cli import main
-from waterspout.cli._serve import _check_origin, _why_not
-from waterspout.cli._tail import _tail
-from waterspout.server import CONSOLE, Server
+from waterspout.cli._serve import _check_origin, _warn_of_few_descriptors, _why_not
+from waterspout.cli._tail import _tail, show
+from waterspout.server import AWAY_TIMEOUT, CONSOLE, Server, host_name, make_app
+from waterspout_redis.testing import RunningServer, eventually
 
 
 @pytest.fixture
@@ -36,6 +42,17 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[CliRunner]:
 def test_every_name_that_is_promised_is_there() -> None:
     for name in waterspout.__all__:
         assert getattr(waterspout, name)
+
+
+def test_all_that_may_have_to_be_caught_is_there() -> None:
+    raised = {
+        name
+        for package in (waterspout_core, waterspout_handlers, waterspout_channels)
+        for name in package.__all__
+        if isinstance(found := getattr(package, name), type) and issubclass(found, Exception)
+    }
+    assert {"BrokerError", "TooManyConnections"} <= raised
+    assert raised <= set(waterspout.__all__)
 
 
 def test_the_console_page_is_served_with_all_its_parts_and_nothing_from_elsewhere() -> None:
@@ -120,6 +137,133 @@ def test_a_channel_whose_broker_does_not_answer_is_a_503(monkeypatch: pytest.Mon
             await server.aclose()
 
     asyncio.run(use())
+
+
+def test_while_the_broker_is_away_nobody_waits_long(fresh_redis_server: RunningServer) -> None:
+    """A channel that is new here would wait until it is confirmed."""
+
+    async def use() -> None:
+        server = Server(Channels(fresh_redis_server.url))
+        url, client = server.start("127.0.0.1", 0), AsyncHTTPClient()
+        await server.channels.open("known").ready()
+        fresh_redis_server.kill()
+        await eventually(lambda: server.channels.pubsub.health.state == "disconnected")
+        for path, body in (("/channels/new", "x"), ("/channels/other", None), ("/channels/a?limit=5", None)):
+            begin = time.monotonic()
+            method = "GET" if body is None else "POST"
+            answer = await client.fetch(url + path, method=method, body=body, raise_error=False)
+            assert answer.code == 503
+            assert time.monotonic() - begin < AWAY_TIMEOUT + 1
+            assert json.loads(answer.body).get("published") == (0 if body else None)
+        fresh_redis_server.start()
+        await eventually(lambda: server.channels.pubsub.health.state == "connected")
+        assert (await client.fetch(url + "/channels/new", method="POST", body="x")).code == 200
+        await server.aclose()
+
+    asyncio.run(use())
+
+
+def test_asking_about_a_channel_does_not_make_it() -> None:
+    async def use() -> list[str]:
+        server = Server(Channels())
+        url, client = server.start("127.0.0.1", 0), AsyncHTTPClient()
+        for path in ("/channels/asked", "/channels/searched?limit=5"):
+            assert json.loads((await client.fetch(url + path)).body)["messages"] == 0
+        await client.fetch(url + "/channels/published", method="POST", body="x")
+        server.channels.open("read").register(Woken())
+        answer = json.loads((await client.fetch(url + "/channels")).body)
+        await server.aclose()
+        return [row["channel"] for row in answer["channels"]]
+
+    assert asyncio.run(use()) == ["published", "read"]
+
+
+def test_an_answer_is_a_whole_line() -> None:
+    """The prompt of a shell comes behind it."""
+
+    async def use() -> None:
+        server = Server(Channels())
+        url, client = server.start("127.0.0.1", 0), AsyncHTTPClient()
+        await server.channels.open("é").submit("ž")
+        for path in ("/channels", "/channels/%C3%A9?limit=1", "/healthz"):
+            answer = await client.fetch(url + path)
+            assert answer.headers["Content-Type"].startswith("application/json")
+            assert answer.body.count(b"\n") == answer.body.endswith(b"\n") == 1
+            assert ("é" in answer.body.decode()) == (path != "/healthz")
+        await server.aclose()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [
+        ("Push.Example.com", "push.example.com"),
+        ("my_host-1", "my_host-1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "[::1]"),
+        ("2001:DB8:0::1", "[2001:db8::1]"),
+    ],
+)
+def test_a_host_is_what_requests_name(host: str, named: str) -> None:
+    assert host_name(host) == named
+
+
+@pytest.mark.parametrize(
+    "host", ["", "http://a", "a:80", "a/b", "[::1]", "[::1]:80", "*.example.com", "ex\N{KELVIN SIGN}"]
+)
+def test_anything_else_is_no_host(host: str) -> None:
+    with pytest.raises(ValueError, match="a host is a name"):
+        make_app(Channels(), hosts=["localhost", host])
+
+
+def test_hosts_are_a_list() -> None:
+    with pytest.raises(TypeError, match=r"not the str 'www\.example\.com'"):
+        make_app(Channels(), hosts="www.example.com")
+
+
+def test_an_empty_token_is_none() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Server(Channels()).start_lines("127.0.0.1", 0, token="")
+
+
+class Mistake(RequestHandler):
+    """A handler that fails."""
+
+    def get(self) -> None:
+        self.send_error(500)
+
+
+def test_the_access_log_is_short_and_alarms_for_our_mistakes_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def use() -> None:
+        app = make_app(Channels(), hosts=["127.0.0.1"], connections=Connections(max_connections=1))
+        app.add_handlers("elsewhere", [("/mistake", Mistake)])
+        server, [listener] = HTTPServer(app), bind_sockets(0, "127.0.0.1")
+        server.add_socket(listener)
+        port = listener.getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /events?channel=a HTTP/1.0\r\n\r\n")
+        await reader.readline()
+        for path, headers in (
+            ("/nowhere?" + 1000 * "x", {}),
+            ("/poll?channel=a", {}),
+            ("/events?channel=a", {"Accept": "text/event-stream"}),
+            ("/mistake", {"Host": "elsewhere"}),
+        ):
+            await AsyncHTTPClient().fetch(f"http://127.0.0.1:{port}{path}", headers=headers, raise_error=False)
+        writer.close()
+        server.stop()
+        await server.close_all_connections()
+
+    with caplog.at_level("INFO", "waterspout.access"):
+        asyncio.run(use())
+    lines = [(record.levelname, record.message.partition(" (")[0]) for record in caplog.records]
+    assert lines == [
+        ("INFO", "404 GET /nowhere?" + 191 * "x" + "…"),
+        ("WARNING", "503 GET /poll?channel=a"),
+        ("WARNING", "503 GET /events?channel=a"),  # which a browser is answered with 200
+        ("ERROR", "500 GET /mistake"),
+    ]
 
 
 class Woken:
@@ -207,6 +351,35 @@ def test_anything_else_is_no_origin(origin: str) -> None:
         _check_origin(origin)
 
 
+@pytest.mark.parametrize(
+    ("limit", "most", "asked", "warned"),
+    [
+        (1024, 100_000, False, True),
+        (20_000, 100_000, False, False),
+        (20_000, 30_000, True, True),
+        (20_000, 20_000, True, True),  # some are needed for other things
+        (1024, 500, True, False),
+        (1024, 500, False, False),
+        (math.inf, 100_000, True, False),
+    ],
+)
+def test_too_few_descriptors_are_told_where_that_is_news(
+    caplog: pytest.LogCaptureFixture, limit: float, most: int, asked: bool, warned: bool
+) -> None:
+    _warn_of_few_descriptors(limit, most, asked=asked)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * warned
+    assert all(word in caplog.text for word in ("ulimit -n", "LimitNOFILE", str(limit), str(most)) if warned)
+
+
+@pytest.mark.parametrize(
+    ("missed", "said"),
+    [(None, "lost some messages of news"), (1, "lost 1 message of news"), (2, "lost 2 messages of news")],
+)
+def test_tail_tells_how_much_is_lost(capsys: pytest.CaptureFixture[str], missed: int | None, said: str) -> None:
+    show({"channel": "news", "event": "gap", "data": {"missed": missed}, "id": "0123456789-1"}, False, several=False)
+    assert said + "," in capsys.readouterr().err
+
+
 def test_the_doors_share_the_connections_that_they_are_given() -> None:
     async def use() -> None:
         server = Server(Channels(), connections=Connections(max_connections=1))
@@ -260,11 +433,14 @@ def test_tail_comes_back_when_it_was_told_to_and_not_before(
         server.add_sockets(sockets)
         port = sockets[0].getsockname()[1]
         tailing = asyncio.create_task(_tail(f"http://127.0.0.1:{port}", ("a",), False, None))
-        printed = ""
+        printed = said = ""
         async with asyncio.timeout(10):
             while "at last" not in printed:
                 await asyncio.sleep(0.01)
-                printed += capsys.readouterr().out
+                new = capsys.readouterr()
+                printed, said = printed + new.out, said + new.err
+        assert f"http://127.0.0.1:{port} answered 503: Service Unavailable; trying again" in said
+        assert "no answer" not in said
         tailing.cancel()
         server.stop()
         await server.close_all_connections()

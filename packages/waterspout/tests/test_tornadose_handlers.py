@@ -165,7 +165,7 @@ async def serve(
     handler: type[RequestHandler], store: Any, *, connections: Connections | None = None, **arguments: Any
 ) -> AsyncIterator[Service]:
     connections = connections or Connections()
-    application = Application([("/", handler, {"store": store, **arguments})], connections=connections)
+    application = Application([("/", handler, {"store": store, **arguments})], waterspout_connections=connections)
     server = HTTPServer(application)
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)

@@ -1,53 +1,68 @@
-"""The manager: opens the store of a channel by its name, and lets it go when nobody has wanted it for a while."""
+"""The manager: channels by name over one broker, with callbacks for their events, and stores for whoever reads them."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
-from typing import Any, Final
+import logging
+import secrets
+from collections.abc import AsyncIterator, Collection, Iterator
+from typing import Any, Final, Literal, Self
+from weakref import WeakSet
 
 from waterspout_core import (
+    GAP_EVENT,
     BrokerError,
     ChannelStore,
+    Entry,
+    Gap,
     Message,
     MiB,
     Position,
     PubSub,
-    TooManyChannels,
     check_channel,
     open_pubsub,
 )
 
-_GRACE: Final = 10.0
-"""Seconds for which an opened store is nobody else's to close: whoever opened it is about to register."""
+from ._channel import Callback, Channel
+from ._listen import Listening
+from ._locks import Lock
+from ._open_stores import OpenStores
+from ._presence import Presence
+from ._status import Status, StatusListener, StatusType
 
-_SWEEP: Final = 5.0
-"""Seconds in which all channels are looked at for what may be closed; less where `linger` is short."""
-
-_STEP: Final = 1000
-_STEP_PAUSE: Final = 0.1
-"""Very many channels take longer: so many in a step, and so many seconds at least between two steps."""
+UNNAMED: Final = "message"
+"""The event of a message that has no name, as browsers call it (WHATWG HTML, server-sent events)."""
 
 
 class Channels:
-    """Many channels over one `PubSub`; a *source* of stores for handlers.
+    """Many channels over one `PubSub`: callbacks for their events, and a *source* of stores for handlers.
 
     `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub`. `namespace` stands before every channel's name
     at the broker and nowhere else. With a URL, the broker keeps the newest `history` messages of each channel for
-    `retention` seconds, so that a subscriber may come back to any process; 0 turns that off.
+    `retention` seconds, so that a reader may come back to any process; 0 turns that off.
+
+    After `connect`, this node, by the name `node`, tells the others on the `status_channel` that it is `up`, that its
+    link was restored (`reconnect`), and that it goes (`down`). A callback that fails is logged and counted; `on_error`
+    says whether it is kept.
 
     A channel that nobody reads is kept for `linger` seconds after it was last used, so that a subscriber whose
-    connection broke finds what it missed. There are never more than `max_channels`: a new one takes the place of the
-    one unused for longest, or is refused with `TooManyChannels`. `max_messages` and `max_bytes` bound each
-    channel's log; when all logs together exceed `max_total_bytes`, those unused for longest go first.
+    connection broke finds what it missed. There are never more than `max_channels`, those with callbacks not counted: a
+    new one takes the place of the one unused for longest, or is refused with `TooManyChannels`. `max_messages` and
+    `max_bytes` bound each channel's log; when all logs together exceed `max_total_bytes`, those unused for longest
+    go first.
     """
+
+    statusType: Final = StatusType
 
     def __init__(
         self,
         pubsub: PubSub | str = "memory://",
         *,
         namespace: str = "",
+        status_channel: str = "server",
+        logger: logging.Logger | None = None,
+        on_error: Literal["keep", "remove"] = "keep",
+        node: str | None = None,
         history: int = 1_000,
         retention: float = 3600.0,
         linger: float = 60.0,
@@ -56,53 +71,109 @@ class Channels:
         max_bytes: int = 16 * MiB,
         max_total_bytes: int = 256 * MiB,
     ) -> None:
+        if on_error not in ("keep", "remove"):
+            raise ValueError(f"on_error is 'keep' or 'remove', not {on_error!r}")
         if isinstance(pubsub, str):
             pubsub = open_pubsub(pubsub, history=history, retention=retention)
         self.pubsub = pubsub
         self.namespace = namespace
-        self.linger = linger
-        self.max_channels = max_channels
-        self.max_total_bytes = max_total_bytes
-        self._bounds = {"max_messages": max_messages, "max_bytes": max_bytes}
-        self._stores: dict[str, ChannelStore] = {}  # by topic, the one opened last at the end
-        self._used: dict[str, float] = {}  # when last, by topic
+        self.logger = logger or logging.getLogger("waterspout.channels")
+        self.on_error = on_error
+        self._stores = OpenStores(
+            pubsub,
+            linger=linger,
+            max_channels=max_channels,
+            max_messages=max_messages,
+            max_bytes=max_bytes,
+            max_total_bytes=max_total_bytes,
+        )
+        self.status_channel = Channel(self, self._name(status_channel))
+        self._registered = {self.status_channel.name: self.status_channel}
+        self._unattached: dict[Channel, None] = {}  # registered before a loop ran
+        self._listening: WeakSet[Listening] = WeakSet()
+        self._tasks: set[asyncio.Task[None]] = set()  # of callbacks that are awaited
+        self._status = Status(self.logger)
+        self._presence = Presence(self, self._status, node or secrets.token_hex(5))
         self._closed = False
-        self._sweep: asyncio.TimerHandle | None = None
-        self._unseen: list[str] = []  # topics that this round has not come to
-        self._seen_bytes = 0  # of the logs that it has seen
-        self._round = 0.0  # seconds that it takes
 
     def __repr__(self) -> str:
         return f"Channels({self.pubsub!r}, namespace={self.namespace!r})"
 
-    def __len__(self) -> int:
-        """How many channels are open."""
-        return len(self._stores)
+    # The channels with callbacks
 
-    def __iter__(self) -> Iterator[ChannelStore]:
-        """The stores of the open channels."""
-        return iter(tuple(self._stores.values()))
+    def __len__(self) -> int:
+        """How many channels are registered, the status channel among them."""
+        return len(self._registered)
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(tuple(self._registered))
 
     def __contains__(self, channel: object) -> bool:
-        return isinstance(channel, str) and self.prefixed(channel) in self._stores
+        return isinstance(channel, str) and channel.removeprefix(self.namespace) in self._registered
 
-    def prefixed(self, channel: str) -> str:
-        """The broker's name for `channel`; one that has it already stays as it is."""
-        return channel if channel.startswith(self.namespace) else self.namespace + channel
+    def register(self, channel: str, event: str, callback: Callback) -> Channel:
+        """Call `callback(channel, event, data)` for each event of `channel` that matches the glob `event`, from now on.
+
+        A plain function, to be called at any time: what is registered before a loop runs takes effect with `connect`.
+        The same callback for the same glob is called once. A message without a name is the event `message`. Whoever
+        registers `gap` itself, and no glob that would match it, is told where messages were lost, with their number
+        or None as `missed`. Raises `BadChannel`, `TypeError`, and `BrokerError` after `aclose`.
+        """
+        self._check_open()
+        name = self._name(channel)
+        registered = self._registered.get(name)
+        if registered is None:
+            registered = Channel(self, name)
+        registered.add(event, callback)
+        self._registered[name] = registered
+        if not registered.attached:
+            self._unattached[registered] = None
+        self._attach()
+        return registered
+
+    def unregister(self, channel: str, event: str, callback: Callback) -> Channel | None:
+        """Call it no more. Returns the channel, or None if this was not registered. With its last callback the channel
+        is let go, and lingers like any other that nobody reads."""
+        registered = self._registered.get(self._name(channel))
+        if registered is None or not registered.remove(event, callback):
+            return None
+        self._let_go(registered)
+        return registered
+
+    def listen(self, channel: str, event: str = "*", *, after: Position | str | None = None) -> Listening:
+        """The events of `channel` that match the glob `event`, from now on or after a position::
+
+            async for item in channels.listen("news", "goal*"):
+                match item:
+                    case ChannelEvent(event=name, data=data): ...
+                    case Gap(): ...
+
+        Raises what `open` does.
+        """
+        listening = Listening(lambda: self.open(channel), self._to_event, event, after)
+        self._listening.add(listening)
+        return listening
+
+    def prefixed(self, name: str) -> str:
+        """The broker's name for `name`; one that has it already stays as it is."""
+        return name if name.startswith(self.namespace) else self.namespace + name
+
+    # As a source, and a sink
+
+    @property
+    def stores(self) -> Collection[ChannelStore]:
+        """Those of the channels that are open in this process."""
+        return self._stores
 
     def open(self, channel: str) -> ChannelStore:
         """The store of `channel`, subscribed at the broker (`await store.ready()` to have that confirmed).
 
         Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`.
         """
-        if self._closed:
-            raise BrokerError("these channels are closed")
-        topic = self.prefixed(check_channel(channel))
-        # Taken out and put in again: the order is that of opening, where the clock is too coarse to tell.
-        store = self._stores.pop(topic, None) or self._new(topic)
-        self._stores[topic] = store
-        self._used[topic] = time.monotonic()
-        return store
+        self._check_open()
+        name = self._name(channel)
+        return self._stores.open(self.namespace + name, name)
 
     def publish(
         self, channel: str, event: str | None, data: Any = None, *, key: str | None = None
@@ -113,93 +184,141 @@ class Channels:
         published with the same key in the last 5 minutes is not published again. Raises `BadChannel`, `BadMessage`, and
         `BrokerError` through the Future.
         """
-        return self.pubsub.submit(self.prefixed(check_channel(channel)), Message(data, event), key=key)
+        return self._submit(self.prefixed(check_channel(channel)), event, data, key)
+
+    def lock(
+        self,
+        name: str,
+        timeout: float | None = None,
+        blocking: bool | float = True,
+        sleep: float = 0.2,
+        *,
+        renew: bool = True,
+    ) -> Lock:
+        """A lock that one at a time has of all who use this broker and namespace; see `Lock`."""
+        return Lock(self.pubsub.leases, self.prefixed(name), timeout, blocking, sleep, renew)
+
+    # The link to the broker
+
+    async def connect(self, timeout: float | None = 10.0) -> None:  # noqa: ASYNC109  # it says why not
+        """Return when the broker has confirmed the status channel and all that was registered before.
+
+        Raises `BrokerError` that says why it is not so after `timeout` seconds (None: wait for ever), or where that
+        would be of no use. Either way it goes on trying, and all that is registered is restored after any break.
+        """
+        self._check_open()
+        if not self.status_channel.attached:
+            self._unattached[self.status_channel] = None
+        self._attach()
+        await self._presence.connect(timeout)
+
+    @property
+    def status(self) -> StatusType:
+        """How the link to the broker is, for who has called `connect`."""
+        return self._status.now
+
+    @property
+    def node(self) -> str:
+        """The name of this node on the status channel."""
+        return self._presence.node
+
+    async def wait_for(self, status: StatusType) -> None:
+        """Return when it is `status`. Raises `BrokerError` if they are closed before."""
+        await self._status.wait_for(status)
+
+    def watch(self) -> AsyncIterator[StatusType]:
+        """The status now, then each new one; ends with `closed`."""
+        return self._status.watch()
+
+    def add_status_listener(self, listener: StatusListener) -> None:
+        """Call `listener(status)` with each new status. Twice is once."""
+        self._status.add(listener)
+
+    def remove_status_listener(self, listener: StatusListener) -> None:
+        """Call it no more, known or not."""
+        self._status.remove(listener)
+
+    async def close(self) -> None:
+        """`aclose`, by the name that it has in pulsar."""
+        await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every channel and the broker's connections."""
+        """Tell the other nodes, then close every channel and the broker's connections. Coroutine functions that are
+        being awaited are cancelled."""
+        await self._presence.close()
         self._closed = True
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        for topic in tuple(self._stores):
-            self._close(topic)
+        self._unattached.clear()
+        for channel in self._registered.values():
+            channel.stop()
+        for listening in tuple(self._listening):
+            await listening.aclose()
+        self._stores.close()
+        # One of them may have called us.
+        if tasks := self._tasks - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         await self.pubsub.aclose()
+        self._status.change(StatusType.closed)
 
-    async def __aenter__(self) -> Channels:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    def _new(self, topic: str) -> ChannelStore:
-        if len(self._stores) >= self.max_channels:
-            self._make_room()
-        store = ChannelStore(topic.removeprefix(self.namespace), self.pubsub, topic=topic, **self._bounds)
-        store.open()
-        if self._sweep is None:
-            self._sweep_later()
-        return store
+    # For subclasses that speak another way
 
-    def _make_room(self) -> None:
-        idle = self._idle(min(_GRACE, self.linger))
-        if not idle:
-            raise TooManyChannels(self.max_channels)
-        # Some at a time: looking for them costs more than closing them.
-        for topic in idle[: max(1, self.max_channels // 100)]:
-            self._close(topic)
+    def _to_event(self, entry: Entry) -> tuple[str, Any] | None:
+        """The name and the data of the event that `entry` is; None if it is none."""
+        if isinstance(entry, Gap):
+            return GAP_EVENT, {"missed": entry.missed}
+        return entry.event or UNNAMED, entry.data
 
-    def _idle(self, seconds: float) -> list[str]:
-        """The channels without subscribers that were not used for `seconds`, the one unused for longest first."""
-        now = time.monotonic()
-        idle = [topic for topic, store in self._stores.items() if self._is_idle(topic, store, seconds, now)]
-        return sorted(idle, key=self._used.__getitem__)
+    def _submit(self, topic: str, event: str | None, data: Any, key: str | None) -> asyncio.Future[Position | None]:
+        """Publish to what the broker knows as `topic`."""
+        return self.pubsub.submit(topic, Message(data, event), key=key)
 
-    def _is_idle(self, topic: str, store: ChannelStore, seconds: float, now: float) -> bool:
-        if store.subscribers:
-            return False
-        # Whoever waits for the broker to confirm is about to register.
-        return now - self._used[topic] >= (seconds if store.subscribed else max(seconds, _GRACE))
+    def _announce(self, event: str, data: Any) -> asyncio.Future[Position | None]:
+        """Tell all nodes."""
+        return self.publish(self.status_channel.name, event, data)
 
-    def _sweep_later(self) -> None:
-        """One timer for all channels. It looks at all of them in `_SWEEP` seconds; of very many it looks at some in
-        each step, so as not to hold up the loop."""
-        steps = len(self._stores) // _STEP + 1
-        pause = max(min(_SWEEP, self.linger / 2) / steps, _STEP_PAUSE)
-        self._round = steps * pause
-        self._sweep = asyncio.get_running_loop().call_later(pause, self._sweep_some)
+    # For its parts
 
-    def _sweep_some(self) -> None:
-        """Close those that are not to be kept any longer."""
-        if not self._unseen:
-            self._unseen, self._seen_bytes = list(self._stores), 0
-        some = self._unseen[-_STEP:]
-        del self._unseen[-_STEP:]
-        now = time.monotonic()
-        for topic in some:
-            store = self._stores.get(topic)
-            if store is None:
-                continue
-            if self._is_idle(topic, store, self.linger, now):
-                self._close(topic)
-                continue
-            if store.subscribers:
-                self._used[topic] = now + self._round  # in use until we look again
-            store.log.expire()
-            self._seen_bytes += store.log.size
-        if not self._unseen:
-            self._make_lighter(self._seen_bytes)
-        self._sweep = None
-        if self._stores:
-            self._sweep_later()
+    def _forget(self, channel: Channel, event: str, callback: Callback) -> None:
+        """A callback shall not be called any more."""
+        if channel.remove(event, callback):
+            self._let_go(channel)
 
-    def _make_lighter(self, size: int) -> None:
-        if size > self.max_total_bytes:
-            for topic in self._idle(min(_GRACE, self.linger)):
-                size -= self._stores[topic].log.size
-                self._close(topic)
-                if size <= self.max_total_bytes:
-                    break
+    def _reopen(self) -> None:
+        """The broker is back: ask it again for what it has refused."""
+        for channel in self._registered.values():
+            channel.reopen()
 
-    def _close(self, topic: str) -> None:
-        self._stores.pop(topic).close()
-        del self._used[topic]
+    def _let_go(self, channel: Channel) -> None:
+        if not len(channel) and channel is not self.status_channel and self._registered.get(channel.name) is channel:
+            del self._registered[channel.name]
+            self._unattached.pop(channel, None)
+            if channel.attached:
+                channel.detach()
+                self._stores.release(self.namespace + channel.name)
+
+    def _attach(self) -> None:
+        """Let those read that do not yet, if a loop runs."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        # Who registers while the broker is away misses something. Before it was there, there was nothing to be missed.
+        quiet = self.status is not StatusType.disconnected
+        unattached, self._unattached = self._unattached, {}
+        for channel in unattached:
+            channel.attach(self._stores.hold(self.namespace + channel.name, channel.name), quiet=quiet)
+
+    def _name(self, channel: str) -> str:
+        name = check_channel(channel).removeprefix(self.namespace)
+        return name or check_channel(name)  # the namespace alone is none
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerError("these channels are closed")

@@ -12,13 +12,15 @@ from ._errors import (
     TooManyChannels,
     WaterspoutError,
 )
+from ._glob import compile_glob
 from ._history import History
+from ._leases import Leases, MemoryLeases
 from ._log import LOST, Log, MiB
 from ._memory import MemoryBroker, MemoryPubSub
 from ._message import GAP_EVENT, Entry, Gap, Message, Payload, check_channel, check_event, to_json
 from ._position import EARLIEST, Position, from_id, new_epoch, to_id
 from ._protocols import JSONProtocol, MsgpackProtocol
-from ._pubsub import Health, PubSub, PubSubProtocol
+from ._pubsub import Health, HealthListener, PubSub, PubSubProtocol
 from ._stores import BaseStore, DataStore, QueueStore, Source, Submitted, Subscriber
 from ._subscription import Subscription
 
@@ -37,10 +39,13 @@ __all__ = [
     "Envelope",
     "Gap",
     "Health",
+    "HealthListener",
     "History",
     "JSONProtocol",
+    "Leases",
     "Log",
     "MemoryBroker",
+    "MemoryLeases",
     "MemoryPubSub",
     "Message",
     "MessageTooLarge",
@@ -60,6 +65,7 @@ __all__ = [
     "WaterspoutError",
     "check_channel",
     "check_event",
+    "compile_glob",
     "from_id",
     "new_epoch",
     "open_pubsub",

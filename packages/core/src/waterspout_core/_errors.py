@@ -5,7 +5,8 @@ WaterspoutError
 ├── BadMessage          a payload or an event name cannot be delivered (also a ValueError)
 │   └── MessageTooLarge it is above the broker's limit
 ├── BadPosition         a position or id is not one of ours (also a ValueError)
-├── BrokerError         the broker could not do it: `maybe_done` tells whether it may have happened all the same
+├── BrokerError         the broker could not do it: `maybe_done` tells whether it may have happened all the same,
+│                       `final` whether asking again cannot help
 └── TooManyChannels     as many channels as allowed are in use
 """
 
@@ -37,11 +38,14 @@ class BadPosition(WaterspoutError, ValueError):
 
 
 class BrokerError(WaterspoutError):
-    """The broker is away or refused; `maybe_done` is true if the request may have been carried out."""
+    """The broker is away or refused; `maybe_done` is true if the request may have been carried out.
 
-    def __init__(self, message: str, *, maybe_done: bool = False) -> None:
+    `final` is true if asking again cannot help: it was understood and refused, or we have closed the connection.
+    """
+
+    def __init__(self, message: str, *, maybe_done: bool = False, final: bool = False) -> None:
         super().__init__(message)
-        self.maybe_done = maybe_done
+        self.maybe_done, self.final = maybe_done, final
 
 
 class TooManyChannels(WaterspoutError):

@@ -13,6 +13,7 @@ from ._envelope import ENVELOPE, decoded
 from ._feeds import Feed, feed_log
 from ._glob import compile_glob
 from ._history import History
+from ._leases import MemoryLeases
 from ._log import MiB
 from ._message import Message
 from ._position import Position
@@ -44,6 +45,7 @@ class MemoryBroker:
         self.channels: dict[str, dict[MemoryPubSub, None]] = {}
         self.patterns: dict[str, dict[MemoryPubSub, None]] = {}
         self.feeds: WeakValueDictionary[str, MemoryFeed] = WeakValueDictionary()
+        self.leases = MemoryLeases()
         self._idle: dict[
             MemoryFeed, tuple[float, int]
         ] = {}  # until when, and their bytes; the one used last at the end
@@ -208,6 +210,10 @@ class MemoryPubSub(PubSub):
             feed = self.feed(topic, channel=topic, **_BOUNDS)
         return _done(self.broker.submit(feed, topic, message, key))
 
+    @property
+    def leases(self) -> MemoryLeases:
+        return self.broker.leases
+
     def wants(self, channel: str, *, matched: bool) -> bool:
         """Whether clients are to be told of `channel`, which a pattern `matched` or not."""
         return bool(self._clients) and (matched or channel in self._names)
@@ -243,6 +249,9 @@ class MemoryPubSub(PubSub):
         self.unsubscribe()
         self.punsubscribe()
         self._clients.clear()
+        if self._state != "closed":
+            self._state, self._since = "closed", time.monotonic()
+            self._tell_health(self.health)
 
     def _join(self, places: dict[str, dict[MemoryPubSub, None]], names: Iterable[str]) -> asyncio.Future[None]:
         for name in names:

@@ -14,6 +14,7 @@ from ._envelope import Envelope
 from ._errors import BadMessage
 from ._feeds import Feed
 from ._history import History
+from ._leases import Leases
 from ._message import MAX_CHANNEL_BYTES, Gap, Message, check_event
 from ._position import Position
 
@@ -39,6 +40,10 @@ class Health:
     silent: float
 
 
+HealthListener: TypeAlias = Callable[[Health], object]
+"""Called with each change of a `PubSub`'s health."""
+
+
 class PubSubProtocol(Protocol):
     """How messages look on the way: `encode` before publishing, `decode` after receiving."""
 
@@ -62,13 +67,22 @@ class PubSub(abc.ABC):
         self.history = history
         """What is kept of the channels that stores are fed by; None: nothing."""
         self._clients: dict[PubSubClient, None] = {}
+        self._health_listeners: dict[HealthListener, None] = {}
+        self._state: HealthState = "connected"
         self._since = time.monotonic()
 
     @property
     def health(self) -> Health:
-        """How the link to the broker is, now; without one it is always connected."""
-        seconds = time.monotonic() - self._since
-        return Health("connected", seconds, 0.0)
+        """How the link to the broker is, now; without one it is connected until it is closed."""
+        return Health(self._state, time.monotonic() - self._since, 0.0)
+
+    def add_health_listener(self, listener: HealthListener) -> None:
+        """From now on call `listener(health)` with each change of its state. Twice is once."""
+        self._health_listeners[listener] = None
+
+    def remove_health_listener(self, listener: HealthListener) -> None:
+        """Call `listener` no more, known or not."""
+        self._health_listeners.pop(listener, None)
 
     def add_client(self, client: PubSubClient) -> None:
         """From now on call `client(channel, message)`. Twice is once."""
@@ -140,6 +154,13 @@ class PubSub(abc.ABC):
         Raises `BrokerError` through the Future, and `BadMessage` for a key where no history is kept.
         """
 
+    # What locks stand on
+
+    @property
+    @abc.abstractmethod
+    def leases(self) -> Leases:
+        """Who holds which name at the broker."""
+
     def publish_event(self, channel: str, event: str, data: Any = None) -> Awaitable[int]:
         """Publish `data` under the name `event`: with `Envelope()` as the protocol a `Message`, with any other an
         object of `event`, `channel` and `data`. Raises `BadMessage`, and `ValueError` without a protocol."""
@@ -174,6 +195,13 @@ class PubSub(abc.ABC):
             logger.exception("dropped a message on %r: its protocol failed", channel)
             return
         self._tell(channel, message)
+
+    def _tell_health(self, health: Health) -> None:
+        for listener in tuple(self._health_listeners):
+            try:
+                listener(health)
+            except Exception:
+                logger.exception("a health listener of %r failed: %r", self, listener)
 
     def _tell(self, channel: str, message: Any | Gap) -> None:
         for client in tuple(self._clients):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import socket
 from typing import Any, Final
 
@@ -51,14 +52,19 @@ def listen(server: TCPServer, host: str, port: int) -> str:
     return f"{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
 
 
-def allow_descriptors() -> None:
-    """Let this process have as many file descriptors as it may: where it is not told otherwise it starts with few."""
+def allow_descriptors() -> float:
+    """Let this process have as many file descriptors as it may: where it is not told otherwise it starts with few.
+
+    Returns how many that are; they may be without a limit.
+    """
     try:
         import resource
     except ImportError:  # Windows
-        return
+        return math.inf
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         # macOS says "unlimited", and then refuses that.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from waterspout_redis import (
     BusyError,
+    ClosedError,
     ClusterDownError,
+    ConnectError,
     LoadingError,
     MasterDownError,
     OutOfMemoryError,
@@ -16,6 +18,7 @@ from waterspout_redis import (
     RedisError,
     ResponseError,
     TryAgainError,
+    UsageError,
 )
 
 from .._errors import BrokerError
@@ -41,7 +44,9 @@ def is_final(error: RedisError) -> bool:
 def translated_error(error: BaseException) -> BaseException:
     """`error`, as the core's if it is the Redis client's."""
     if isinstance(error, RedisError):
-        translated = BrokerError(str(error), maybe_done=error.maybe_executed)
+        final = is_final(error) or isinstance(error, ClosedError | UsageError)
+        final = final or (isinstance(error, ConnectError) and error.hopeless)
+        translated = BrokerError(str(error), maybe_done=error.maybe_executed, final=final)
         translated.__cause__ = error
         return translated
     return error

@@ -1,4 +1,4 @@
-"""What the keys of a channel with history are called in Redis."""
+"""What the keys of a channel with history, and of those who wait for a lease, are called in Redis."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def keys_of(topic: str) -> tuple[str, str]:
 def idempotency_key(topic: str, key: str) -> str:
     """The name in Redis of the idempotency key `key` for a channel. Names of channels have no white space."""
     return f"waterspout:key:{_tagged(topic)} {key}"
+
+
+def line_of(name: str) -> str:
+    """The name in Redis of the key that says who waits for the lease whose key is `name`."""
+    return f"waterspout:line:{_tagged(name)}"
 
 
 def _tagged(topic: str) -> str:

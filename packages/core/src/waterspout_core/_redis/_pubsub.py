@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -16,10 +16,11 @@ from .._feeds import PlainFeed, RemoteFeed, feed_log
 from .._history import History, Past
 from .._message import Gap, Message
 from .._position import Position
-from .._pubsub import Health, PubSub, PubSubProtocol, check_key
+from .._pubsub import Health, HealthListener, PubSub, PubSubProtocol, check_key
 from ._errors import translated, translated_error
 from ._feeds import HistoryFeed
 from ._history import RedisHistory
+from ._leases import RedisLeases
 from ._recovery import Recovery, is_running
 from ._watchdog import Watchdog
 
@@ -34,7 +35,7 @@ class RedisPubSub(PubSub):
     `history` are not: what passed is read there.
 
     A link on which nothing comes for `silence` seconds is tested by publishing to itself, and made anew if that does
-    not come back. `on_health` is called with each change of `health`. `options` go to the Redis client.
+    not come back. `on_health` is the first of its health listeners. `options` go to the Redis client.
     """
 
     def __init__(
@@ -44,16 +45,19 @@ class RedisPubSub(PubSub):
         protocol: PubSubProtocol | None = None,
         history: History | None = None,
         silence: float = 15.0,
-        on_health: Callable[[Health], object] | None = None,
+        on_health: HealthListener | None = None,
         **options: Any,
     ) -> None:
         super().__init__(protocol, history)
         options.setdefault("client_name", "waterspout")  # what CLIENT LIST shows
         self._client = Client(url, **options)
         self._link = PubSubClient(url, on_state=self._link_changed, **options)
-        self._watchdog = Watchdog(self._link, self._client, silence, on_health)
+        self._watchdog = Watchdog(self._link, self._client, silence, self._tell_health)
+        if on_health is not None:
+            self.add_health_listener(on_health)
         self._history = None if history is None else RedisHistory(self._client, history)
         self._recovery = None if self._history is None else Recovery(self._history, self._is_connected)
+        self._leases = RedisLeases(self._client)
         self._names: set[bytes] = set()  # what clients have subscribed
         self._feeds: WeakValueDictionary[str, RemoteFeed] = WeakValueDictionary()
         self._open: dict[bytes, RemoteFeed] = {}
@@ -132,6 +136,10 @@ class RedisPubSub(PubSub):
         if self._history is None:
             return translated(self._client.call("PUBLISH", topic, payload), lambda receivers: None)
         return translated(self._history.publish(topic, payload, key))
+
+    @property
+    def leases(self) -> RedisLeases:
+        return self._leases
 
     def attach(self, feed: RemoteFeed) -> None:
         """From now on `feed` is given what comes on its channel, and told when the server has confirmed that."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
 from waterspout_redis import Client, ConnectionLost, LinkState, NoPermissionError, PubSubClient, RedisError
 
-from .._pubsub import Health, HealthState
+from .._pubsub import Health, HealthListener, HealthState
 
 logger: Final = logging.getLogger("waterspout.core")
 
@@ -26,9 +25,7 @@ _NAMES: Final[dict[LinkState, HealthState]] = {
 class Watchdog:
     """Watches one link, with one timer. A deaf one is dropped, so that the link is made anew."""
 
-    def __init__(
-        self, link: PubSubClient, client: Client, silence: float, on_health: Callable[[Health], object] | None
-    ) -> None:
+    def __init__(self, link: PubSubClient, client: Client, silence: float, on_health: HealthListener) -> None:
         if silence <= 0:
             raise ValueError(f"silence is a number of seconds above 0, not {silence}")
         self._link, self._client, self._silence, self._on_health = link, client, silence, on_health
@@ -100,8 +97,4 @@ class Watchdog:
         if state == self._state:
             return
         self._state, self._since = state, time.monotonic()
-        if self._on_health is not None:
-            try:
-                self._on_health(self.health)
-            except Exception:
-                logger.exception("error in the on_health callback of the link to %s", self._link.address)
+        self._on_health(self.health)

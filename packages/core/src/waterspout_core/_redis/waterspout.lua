@@ -1,6 +1,6 @@
 #!lua name=waterspout
--- A channel's history in Redis: a library of functions, and where the server has none, a script that is given the
--- name of the function as its last argument.
+-- A channel's history in Redis, and leases: a library of functions, and where the server has none, a script that is
+-- given the name of the function as its last argument.
 --
 -- A channel has a stream of entries `offset payload`, whose ids tell the time, and a meta key that outlives it:
 -- "epoch top renewal messages retention". Times are in milliseconds; from `renewal` on both keys have to be given new
@@ -9,7 +9,7 @@
 -- Old and new programs share a server: a function whose arguments or reply change gets another name, and a change of
 -- any kind a higher version.
 
-local VERSION = 1
+local VERSION = 2
 local MAX_BYTES = 1048576 -- of one payload
 local MAX_MESSAGES = 1000000000
 local MAX_RETENTION = 10 * 365 * 86400000
@@ -197,6 +197,59 @@ function functions.waterspout_renew(keys, args)
   return epoch .. '-' .. top
 end
 
+-- Leases
+--
+-- The key of a lease holds its holder's token. Who waits for it is a field of a hash, its line: token = "since until",
+-- in microseconds.
+
+-- KEYS: lease, line; ARGV: token, time to live, wait. Takes the lease if it is free and nobody is before us in line, or
+-- prolongs it if it is ours. Returns 1, or 0 where we have a place in line now, for `wait`.
+function functions.waterspout_lease_claim(keys, args)
+  local lease, line, token, wait = keys[1], keys[2], args[1], tonumber(args[3])
+  local holder = redis.call('GET', lease)
+  if holder == token then
+    return redis.call('PEXPIRE', lease, args[2])
+  end
+  local time = redis.call('TIME')
+  local now = time[1] * 1000000 + time[2]
+  local came, first = now, now
+  local waiting = redis.call('HGETALL', line)
+  for i = 1, #waiting, 2 do
+    local since, till = string.match(waiting[i + 1], '^(%d+) (%d+)$')
+    since, till = tonumber(since), tonumber(till)
+    if till < now then
+      redis.call('HDEL', line, waiting[i])
+    elseif waiting[i] == token then
+      came = since
+    else
+      first = math.min(first, since)
+    end
+  end
+  if not holder and came <= first then
+    redis.call('SET', lease, token, 'PX', args[2])
+    redis.call('HDEL', line, token)
+    return 1
+  end
+  if wait > 0 then
+    redis.call('HSET', line, token, string.format('%d %d', came, now + wait * 1000))
+    if redis.call('PTTL', line) < wait then
+      redis.call('PEXPIRE', line, wait)
+    end
+  end
+  return 0
+end
+
+-- KEYS: lease, line; ARGV: token, time to live. Returns 1, or 0 if it is not ours any more.
+function functions.waterspout_lease_renew(keys, args)
+  return redis.call('GET', keys[1]) == args[1] and redis.call('PEXPIRE', keys[1], args[2]) or 0
+end
+
+-- KEYS: lease, line; ARGV: token. Returns 1, or 0 if it is not ours any more.
+function functions.waterspout_lease_release(keys, args)
+  redis.call('HDEL', keys[2], args[1])
+  return redis.call('GET', keys[1]) == args[1] and redis.call('DEL', keys[1]) or 0
+end
+
 -- For other programs
 
 local function is_utf8(text)
@@ -361,6 +414,10 @@ if redis.register_function then
     redis.register_function({ function_name = name, callback = guarded(functions[name]), flags = { ... } })
   end
   register('waterspout_append')
+  register('waterspout_lease_claim')
+  -- These take no more memory, and are needed most where there is none.
+  register('waterspout_lease_release', 'allow-oom')
+  register('waterspout_lease_renew', 'allow-oom')
   register('waterspout_open')
   register('waterspout_publish')
   register('waterspout_read', 'no-writes')

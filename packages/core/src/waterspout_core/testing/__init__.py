@@ -44,6 +44,7 @@ waterspout_core.testing.ledger.Unreconciled: news: 'deaf reader' differs at its 
 
 from .contract import PAYLOADS, Contract
 from .contract_channels import ChannelContract
+from .contract_leases import LeaseContract
 from .contract_logs import StoreContract
 from .contract_pubsub import PubSubContract
 from .contract_stores import DataStoreContract
@@ -55,6 +56,7 @@ __all__ = [
     "ChannelContract",
     "Contract",
     "DataStoreContract",
+    "LeaseContract",
     "Ledger",
     "PubSubContract",
     "Sent",

@@ -15,7 +15,9 @@ from .._stores import BaseStore
 from .._subscription import Subscription
 
 # pytest shows what differs in an assertion only in modules that it has been told of before they are imported.
-pytest.register_assert_rewrite(*(f"{__package__}.contract_{part}" for part in ("channels", "logs", "pubsub", "stores")))
+pytest.register_assert_rewrite(
+    *(f"{__package__}.contract_{part}" for part in ("channels", "leases", "logs", "pubsub", "stores"))
+)
 
 T = TypeVar("T")
 

@@ -35,6 +35,8 @@ class Seconds(click.FloatRange):
 def option(name: str, *names: str, **settings: Any) -> Callable[[F], F]:
     """A click option that `WATERSPOUT_<NAME>` sets as well."""
     variable = "WATERSPOUT_" + name.removeprefix("--").upper().replace("-", "_")
+    if settings.get("multiple"):
+        settings["help"] += " May be given several times; in the variable, with spaces in between."
     return click.option(name, *names, envvar=variable, show_envvar=True, **settings)
 
 
@@ -88,6 +90,11 @@ def check_url(url: str) -> str:
     if not good:
         raise ValueError(f"--url is an address like {DEFAULT_URL}, not {url!r}")
     return url
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 message`, or `2 messages`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def say(text: str) -> None:

@@ -14,7 +14,7 @@ import click
 from waterspout_core import BadMessage, Payload, check_channel, check_event
 
 from ._lines import Lines
-from ._options import CLEAR_LINE, EXIT_UNUSABLE, fail, history_options, option, redis_option, say, url_option
+from ._options import CLEAR_LINE, EXIT_UNUSABLE, counted, fail, history_options, option, redis_option, say, url_option
 from ._targets import Away, RedisTarget, Refused, ServerTarget, Target, TooLarge
 
 
@@ -149,7 +149,7 @@ class Progress:
 
     def _text(self) -> str:
         left_out = f", left out {self.left_out}" if self.left_out else ""
-        return f"sent {self._sent} message{'' if self._sent == 1 else 's'} to {self._channel}{left_out}"
+        return f"sent {counted(self._sent, 'message')} to {self._channel}{left_out}"
 
 
 async def _batches(message: str | None, as_json: bool, progress: Progress) -> AsyncIterator[list[Payload]]:

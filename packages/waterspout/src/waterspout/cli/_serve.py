@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import click
+from click.core import ParameterSource
 
 from waterspout_channels import Channels
 from waterspout_handlers import Behind, Connections
@@ -22,11 +23,14 @@ from waterspout_handlers import Behind, Connections
 from .. import __version__
 from .._demo import publish_figures
 from .._listener import allow_descriptors
-from ..server import Server
-from ._options import connection_options, fail, history_options, option, redis_option
+from ..server import Server, host_name
+from ._options import connection_options, counted, fail, history_options, option, redis_option
 
 LINGER: Final = 60.0
 """Seconds for which a channel that nobody uses stays open; its history is the broker's."""
+
+FEW: Final = 10_000
+"""With fewer file descriptors there is a warning, even where nobody has said how many connections there shall be."""
 
 logger: Final = logging.getLogger("waterspout.server")
 
@@ -84,6 +88,7 @@ def serve(
     Without --redis it is its own broker and needs nothing else.
     """
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _check_token(options["tcp_token"], options["tcp_port"])
     connections = Connections(
         max_connections=max_connections, max_per_address=max_per_address, max_age=max_age, heartbeat=heartbeat
     )
@@ -93,9 +98,12 @@ def serve(
         channels = Channels(redis or "memory://", history=history, retention=retention, linger=linger)
         for origin in options["allow_origins"]:
             _check_origin(origin)
+        for host in options["allow_hosts"]:
+            _check_host(host)
     except ValueError as error:
         fail(str(error))
-    allow_descriptors()
+    asked = click.get_current_context().get_parameter_source("max_connections") is not ParameterSource.DEFAULT
+    _warn_of_few_descriptors(allow_descriptors(), max_connections, asked=asked)
     factory = _loop_factory(loop)
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
@@ -150,7 +158,8 @@ async def _serve(
                 stack.callback(task.cancel)
             await stopped.wait()
         if len(connections):
-            click.echo(f"{len(connections)} connection(s) have {grace:g} s to leave; Ctrl-C again ends it at once")
+            leaving = counted(len(connections), "connection")
+            click.echo(f"{leaving} to leave within {grace:g} s; Ctrl-C again ends it at once")
     finally:
         await server.aclose(grace)
     click.echo("Waterspout has stopped")
@@ -220,3 +229,31 @@ def _check_origin(origin: str) -> None:
     """Raises ValueError for what no browser sends as an origin (RFC 6454, 6.1)."""
     if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+", origin):
         raise ValueError(f"--allow-origin is a site like https://www.example.com, without a path, not {origin!r}")
+
+
+def _check_host(host: str) -> None:
+    """Raises ValueError for what is no name of a host."""
+    try:
+        host_name(host)
+    except ValueError as error:
+        raise ValueError(f"--allow-host: {error}") from None
+
+
+def _check_token(token: str | None, port: int | None) -> None:
+    """A secret that is missing, as where a variable was not filled in, shall not let everybody in."""
+    # An empty variable is none at all to click.
+    if token == "" or (token is None and os.environ.get("WATERSPOUT_TCP_TOKEN") == ""):
+        fail("--tcp-token (or WATERSPOUT_TCP_TOKEN) is empty: without a token everybody may come, so leave it out then")
+    if token is not None and port is None:
+        fail("--tcp-token is for lines over TCP: there are none without --tcp-port")
+
+
+def _warn_of_few_descriptors(limit: float, max_connections: int, *, asked: bool) -> None:
+    """Each connection takes one; of the default for `max_connections`, which is no wish, most systems allow fewer."""
+    if limit <= max_connections and (asked or limit < FEW):
+        logger.warning(
+            "this process may have %d file descriptors, and so not the %d connections of --max-connections: "
+            "raise the limit (ulimit -n, or LimitNOFILE= of a systemd unit), or ask for fewer",
+            limit,
+            max_connections,
+        )

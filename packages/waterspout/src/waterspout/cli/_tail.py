@@ -16,7 +16,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketError, websock
 
 from waterspout_core import GAP_EVENT, check_channel, from_id, to_json
 
-from ._options import check_url, fail, say, url_option
+from ._options import check_url, counted, fail, say, url_option
 
 COME_BACK: Final = (1012, 1013)
 """Close codes of a server that stops, or has too many connections (IANA, "WebSocket Close Code Number Registry")."""
@@ -67,10 +67,11 @@ async def _tail(url: str, channels: tuple[str, ...], as_json: bool, last_id: str
         try:
             connection = await _connect(url, channels, last_id)
         except (OSError, HTTPClientError, WebSocketError) as error:
+            explanation = _explanation(url, error)
             if isinstance(error, HTTPClientError) and 400 <= error.code < 500:
-                fail(f"{url} answered {error.code}: {_explanation(error)}")
+                fail(explanation)
             if not away:
-                say(f"no answer from {url}: {_explanation(error)}; trying again")
+                say(f"{explanation}; trying again")
             away = True
             put_off = _retry_after(error)
         else:
@@ -108,8 +109,9 @@ def show(message: dict[str, Any], as_json: bool, *, several: bool) -> None:
     if as_json:
         click.echo(to_json(message))
     elif message.get("event") == GAP_EVENT:
-        missed = "some" if data["missed"] is None else data["missed"]
-        say(f"{missed} message(s) of {message['channel']} are lost: the server does not keep them any more")
+        missed = data["missed"]
+        lost = "some messages" if missed is None else counted(missed, "message")
+        say(f"lost {lost} of {message['channel']}, which the server does not keep any more")
     else:
         text = data if isinstance(data, str) else to_json(data)
         click.echo(f"{message['channel']}: {text}" if several else text)
@@ -122,11 +124,12 @@ def _retry_after(error: Exception) -> float:
     return min(float(asked), MAX_RETRY_AFTER) if asked.isascii() and asked.isdecimal() else 0.0
 
 
-def _explanation(error: Exception) -> str:
+def _explanation(url: str, error: Exception) -> str:
     """What was wrong, in the server's words if there are any."""
     if not isinstance(error, HTTPClientError) or error.response is None:
-        return str(error)
+        return f"no answer from {url}: {error}"
     try:
-        return str(json.loads(error.response.body)["error"])
+        said = str(json.loads(error.response.body)["error"])
     except (ValueError, KeyError, TypeError):
-        return str(error)
+        said = error.message
+    return f"{url} answered {error.code}: {said}"

@@ -1,0 +1,90 @@
+"""The plain way to read a channel: ``async for event in channels.listen("news", "goal*")``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from waterspout_core import BrokerError, ChannelStore, Entry, Gap, Position, Subscription, compile_glob
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEvent:
+    """One event of a channel. `listen(…, after=position)` goes on behind it."""
+
+    channel: str
+    event: str
+    data: Any
+    position: Position | None
+
+
+class Listening:
+    """The events of a channel that match a pattern, and each `Gap`, for ever. Made by `Channels.listen`.
+
+    It begins when the broker has confirmed the channel: in an ``async with`` when that is entered, else with the first
+    event asked for, or at once if the channel is open already. Only one task can wait for it at a time. What is not
+    taken yet waits in the channel's log. Close it, use it in an ``async with``, or let it go.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], ChannelStore],
+        to_event: Callable[[Entry], tuple[str, Any] | None],
+        pattern: str,
+        after: Position | str | None,
+    ) -> None:
+        self._open_store = open_store
+        self._to_event = to_event
+        self._matches = compile_glob(pattern)
+        self._after = after
+        self._closed = False
+        store = open_store()
+        self._channel = str(store.channel)
+        self._entries: Subscription | None = store.subscribe(after) if store.subscribed else None
+
+    @property
+    def position(self) -> Position | None:
+        """Behind what was taken last; None before it is known."""
+        return None if self._entries is None else self._entries.position
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ChannelEvent | Gap:
+        entries = await self._begun()
+        if entries is not None:
+            async for entry in entries:
+                if isinstance(entry, Gap):
+                    return entry
+                told = self._to_event(entry)
+                if told is not None and self._matches(told[0]):
+                    return ChannelEvent(self._channel, *told, entries.position)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End it; who waits for the next event gets none."""
+        self._closed = True
+        if self._entries is not None:
+            await self._entries.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self._begun()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def _begun(self) -> Subscription | None:
+        """None when it is closed."""
+        if self._entries is None and not self._closed:
+            try:
+                # Who reads before the broker has confirmed is told of a gap first.
+                store = self._open_store()
+                await store.ready()
+            except BrokerError:
+                if not self._closed:
+                    raise
+            if not self._closed:
+                self._entries = store.subscribe(self._after)
+        return self._entries

@@ -1,0 +1,263 @@
+"""A drop-in for pulsar's Channels: callbacks for the events of many channels, over one PubSub."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import waterspout_channels
+from waterspout_channels import Callback, CallbackError, Channel, StatusType
+from waterspout_core import BrokerError, Entry, Gap, Position
+
+from ._errors import ProtocolError, builtin_errors
+from .locks import Lock
+from .pubsub import PubSub, event_message
+
+__all__ = ["CallbackError", "Channel", "Channels", "Json", "StatusType"]
+
+LOGGER: Final = logging.getLogger("waterspout.pulsar")
+
+_TIMEOUT: Final = 10.0
+"""Seconds in which a server that answers must have confirmed the status channel."""
+
+
+class Json:
+    """A protocol: each message is one JSON text."""
+
+    def encode(self, message: Any) -> str:
+        """The text to publish for `message`. Raises TypeError or ValueError if JSON cannot carry it."""
+        return json.dumps(message)
+
+    def decode(self, payload: bytes | str) -> Any:
+        """The value in `payload`. Raises `ProtocolError` if it is no JSON."""
+        try:
+            return json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"invalid JSON: {error}") from None
+
+
+class Channels:
+    """Channels of one namespace, made by ``store.channels(protocol=Json())``.
+
+    The names of channels are the same in upper and lower case, for `publish` too. `namespace`, else that of the store,
+    stands before them at the server. An event travels as an object of ``event``, ``channel`` and ``data`` in the
+    `protocol` of `pubsub`. Callbacks are `callback(channel, event, data)`, and coroutine functions are awaited, in
+    order for each channel. One that fails is logged and removed; one that raises `CallbackError` just removed.
+
+    The link heals by itself, with all that is registered; what is published meanwhile is lost, as in pulsar, of which
+    a callback for the event ``gap`` is told. Raises AssertionError where `pubsub` has no protocol.
+    """
+
+    statusType: Final = StatusType
+
+    def __init__(
+        self,
+        pubsub: PubSub,
+        namespace: str | None = None,
+        status_channel: str | None = None,
+        logger: logging.Logger | None = None,
+    ) -> None:
+        if pubsub.protocol is None:
+            raise AssertionError("channels need a protocol that encodes events, such as Json()")
+        self.pubsub = pubsub
+        self.store = pubsub.store
+        self.namespace = _namespace(namespace or self.store.urlparams.get("namespace", ""))
+        self.logger = logger or LOGGER
+        self.connection_error = False
+        """Whether the last publishing failed since the server was away."""
+        self._events = _Events(pubsub, self.namespace, (status_channel or "server").lower(), self.logger)
+        self._events.add_status_listener(self._log_status)
+
+    @property
+    def dns(self) -> str:
+        """The store's URL with this namespace, the password included."""
+        return self.store.buildurl(**self._params)
+
+    @property
+    def dsn(self) -> str:
+        """The same, by its proper name."""
+        return self.dns
+
+    def __repr__(self) -> str:
+        return self.store.shown(**self._params)
+
+    @property
+    def _params(self) -> dict[str, str]:
+        return {"namespace": self.namespace} if self.namespace else {}
+
+    # The channels
+
+    @property
+    def channels(self) -> Mapping[str, Channel]:
+        """The registered channels by name, the status channel among them."""
+        return self._events.registered
+
+    @property
+    def status_channel(self) -> Channel:
+        """The channel whose subscription shows that the link is there. Nothing is published there by itself."""
+        return self._events.status_channel
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(tuple(self.channels.values()))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self.channels
+
+    def prefixed(self, name: str) -> str:
+        """The server's name for `name`; one that has it already stays as it is."""
+        return self._events.prefixed(name)
+
+    async def register(self, channel: str, event: str, callback: Callback) -> Channel:
+        """Call `callback` for each event of `channel` that matches the glob `event`; twice is once.
+
+        May come before `connect`. While connected, it returns when the server has confirmed the channel. Raises
+        `BadChannel` for a name that cannot be used, `ResponseError` if the server refuses it, and `ConnectionError`
+        after `close`.
+        """
+        with builtin_errors():
+            registered = self._events.register(channel.lower(), event, callback)
+            if self.status is StatusType.connected:
+                await self._while_connected(registered.ready())
+        return registered
+
+    async def unregister(self, channel: str, event: str, callback: Callback) -> Channel | None:
+        """Call it no more. Returns the channel, or None if it is not registered; it is unsubscribed with its last
+        callback."""
+        registered = self.channels.get(channel.lower())
+        if registered is not None:
+            self._events.unregister(registered.name, event, callback)
+        return registered
+
+    async def publish(self, channel: str, event: str, data: Any = None) -> None:
+        """Publish an event. Where the server is away that is logged, and the event is lost."""
+        try:
+            await self._events.publish(channel.lower(), event, data)
+        except OSError as error:  # no connection, or no answer in time
+            self.connection_error = True
+            self.logger.critical("%s cannot publish on %r: %s", self, channel, error)
+        else:
+            if self.connection_error:
+                self.connection_error = False
+                self.logger.warning("%s can publish again", self)
+
+    def lock(self, name: str, timeout: float | None = None, blocking: bool | float = True, sleep: float = 0.2) -> Lock:
+        """A lock that all processes of this namespace share."""
+        return Lock(self.pubsub.broker.leases, self.prefixed(name), timeout, blocking, sleep)
+
+    # The link
+
+    @property
+    def status(self) -> StatusType:
+        """How the link is, since `connect`."""
+        return self._events.status
+
+    async def connect(self, next_time: float | None = None) -> None:
+        """Connect, and return when that has succeeded or failed, which `status` tells; then it is tried again in the
+        background. Nothing happens where it is connected, or closed. `next_time` is pulsar's own business."""
+        if self.status in (StatusType.initialised, StatusType.disconnected):
+            try:
+                await self.pubsub.reach()
+                await self._events.connect(_TIMEOUT)
+            except (OSError, BrokerError) as error:
+                self.logger.critical("%s cannot connect: %s", self, error)
+                if self.status is StatusType.initialised:
+                    with suppress(BrokerError):
+                        await self._events.connect(0)  # from now on it is tried by itself
+
+    async def close(self) -> None:
+        """Give up all subscriptions, and the PubSub. A closed one never comes back."""
+        await self._events.aclose()
+        await self.pubsub.close()
+
+    async def _while_connected(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Wait, but only until the link breaks."""
+        over = asyncio.get_running_loop().create_future()
+
+        def look(status: StatusType) -> None:
+            if not over.done():
+                over.set_result(None)
+
+        self._events.add_status_listener(look)
+        task = asyncio.ensure_future(waiting)
+        try:
+            await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._events.remove_status_listener(look)
+            over.cancel()
+            task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            task.result()
+
+    def _log_status(self, status: StatusType) -> None:
+        if status is StatusType.connected:
+            self.logger.warning("%s is ready and listens for events on %s", self, self.status_channel.name)
+        elif status is StatusType.disconnected:
+            self.logger.critical("%s is not connected, and tries again", self)
+
+
+class _Events(waterspout_channels.Channels):
+    """The channels themselves, in pulsar's way of speaking."""
+
+    def __init__(self, pubsub: PubSub, namespace: str, status_channel: str, logger: logging.Logger) -> None:
+        # No lingering: who comes back has no place to go on from.
+        super().__init__(
+            pubsub.broker,
+            namespace=namespace,
+            status_channel=status_channel,
+            logger=logger,
+            on_error="remove",
+            max_channels=0,
+        )
+        self._pulsar = pubsub
+
+    @property
+    def registered(self) -> Mapping[str, Channel]:
+        """The channels by name."""
+        return self._registered
+
+    def _to_event(self, entry: Entry) -> tuple[str, Any] | None:
+        if isinstance(entry, Gap) or entry.event is not None:  # that is one of waterspout's own Channels
+            return super()._to_event(entry)
+        payload = entry.data if isinstance(entry.data, bytes) else entry.text.encode()
+        try:
+            message = self._pulsar.protocol.decode(payload)
+        except ValueError as error:
+            self.logger.warning("dropped a message that cannot be decoded: %s", error)
+            return None
+        event = message.get("event", "") if isinstance(message, Mapping) else None
+        if not isinstance(event, str):
+            self.logger.warning("dropped a message that is no event: %r", message)
+            return None
+        return event, message.get("data")
+
+    def _submit(self, topic: str, event: str | None, data: Any, key: str | None) -> asyncio.Future[Position | None]:
+        return asyncio.ensure_future(self._publish(topic, event or "", data))
+
+    async def _publish(self, topic: str, event: str, data: Any) -> Position | None:
+        await self._pulsar.publish(topic, event_message(topic.removeprefix(self.namespace), event, data))
+        return None
+
+    def _announce(self, event: str, data: Any) -> asyncio.Future[Position | None]:
+        """Nothing: in pulsar nobody but its users publishes on the status channel."""
+        if event == "down":  # else it would wait to hear that from itself
+            raise BrokerError("the other nodes are not told")
+        answer: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
+        answer.set_result(None)
+        return answer
+
+
+def _namespace(name: str) -> str:
+    """In lower case, with one `_` at its end."""
+    name = name.lower()
+    return name if not name or name.endswith("_") else f"{name}_"
