@@ -523,6 +523,19 @@ def test_numbers_that_make_no_sense_are_refused(here: Node, wrong: dict[str, Any
         Lock(here, **{"name": "job", **wrong})
 
 
+async def test_closing_the_channels_releases_what_they_have_locked_and_leaves_no_task() -> None:
+    broker = MemoryBroker()
+    tasks = asyncio.all_tasks()
+    closing, other = Channels(MemoryPubSub(broker)), Channels(MemoryPubSub(broker))
+    lock = closing.lock("job")
+    assert await lock.acquire()
+    await closing.aclose()
+    assert not lock.locked()
+    assert asyncio.all_tasks() == tasks
+    assert await other.lock("job", blocking=False).acquire()
+    await other.aclose()
+
+
 async def test_it_says_what_it_is(clock: Any, here: Node) -> None:
     lock = Lock(here, "job")
     assert repr(lock) == "<Lock 'job': not held>"

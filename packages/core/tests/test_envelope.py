@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waterspout_core import Envelope, Message
+from waterspout_core._envelope import ENVELOPE, _open
 
 payloads = st.one_of(
     st.text(st.characters(codec="utf-8")),
@@ -57,3 +58,41 @@ def test_foreign_bytes_are_taken_as_bytes() -> None:
 def test_a_broken_envelope_is_refused(payload: bytes) -> None:
     with pytest.raises(ValueError, match="a broken envelope"):
         Envelope().decode(payload)
+
+
+TEXT = st.text(st.characters(codec="utf-8"))
+PRINTABLE = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
+    lambda text: text.isprintable() and text != "gap"
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON, st.none() | PRINTABLE, st.sampled_from([b"", b"\x1eabc-1\n"]))
+def test_the_short_way_reads_what_the_thorough_one_does(data: Any, event: str | None, position: bytes) -> None:
+    message = Message(data, event)
+    payload = ENVELOPE.encode(message)
+    got = ENVELOPE.decode(position + payload)
+    assert (got, got.size, got.text) == (message, message.size, message.text)
+    if payload.startswith(b"\x1e{"):
+        assert _open(json.loads(payload[1:])) == got
+
+
+@given(
+    st.sampled_from([b'\x1e{"data":', b'\x1e{"event":"e","data":', b'\x1e{"event":"gap","data":']),
+    st.text(alphabet='{}[]",:0123eE.-nulltruefasNIity \\u\n\t'),
+    st.sampled_from([b"}\n", b"}", b"} \n"]),
+)
+def test_the_short_way_refuses_what_the_thorough_one_does(begin: bytes, data: str, end: bytes) -> None:
+    payload = begin + data.encode() + end
+    try:
+        thorough = _open(json.loads(payload[1:]))
+    except (ValueError, TypeError):
+        with pytest.raises(ValueError, match="envelope"):
+            ENVELOPE.decode(payload)
+    else:
+        short = ENVELOPE.decode(payload)
+        assert (repr(short.data), short.event) == (repr(thorough.data), thorough.event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -25,7 +26,7 @@ from waterspout_core import (
 
 from ._channel import Callback, Channel
 from ._listen import Listening
-from ._locks import Lock
+from ._locks import Lock, LockError
 from ._open_stores import OpenStores
 from ._presence import Presence
 from ._status import Status, StatusListener, StatusType
@@ -91,6 +92,7 @@ class Channels:
         self._registered = {self.status_channel.name: self.status_channel}
         self._unattached: dict[Channel, None] = {}  # registered before a loop ran
         self._listening: WeakSet[Listening] = WeakSet()
+        self._locks: WeakSet[Lock] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()  # of callbacks that are awaited
         self._status = Status(self.logger)
         self._presence = Presence(self, self._status, node or secrets.token_hex(5))
@@ -196,7 +198,9 @@ class Channels:
         renew: bool = True,
     ) -> Lock:
         """A lock that one at a time has of all who use this broker and namespace; see `Lock`."""
-        return Lock(self.pubsub.leases, self.prefixed(name), timeout, blocking, sleep, renew)
+        lock = Lock(self.pubsub.leases, self.prefixed(name), timeout, blocking, sleep, renew)
+        self._locks.add(lock)
+        return lock
 
     # The link to the broker
 
@@ -243,8 +247,8 @@ class Channels:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Tell the other nodes, then close every channel and the broker's connections. Coroutine functions that are
-        being awaited are cancelled."""
+        """Tell the other nodes, close every channel, release what is locked, and close the broker's connections.
+        Coroutine functions that are being awaited are cancelled."""
         await self._presence.close()
         self._closed = True
         self._unattached.clear()
@@ -258,6 +262,10 @@ class Channels:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        for lock in tuple(self._locks):
+            if lock.locked():
+                with contextlib.suppress(BrokerError, LockError):  # then it ends by itself
+                    await lock.release()
         await self.pubsub.aclose()
         self._status.change(StatusType.closed)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, NoReturn, TypeAlias
 
 from ._errors import BadChannel, BadMessage
 
@@ -18,6 +19,15 @@ GAP_EVENT: Final = "gap"
 MAX_CHANNEL_BYTES: Final = 255
 
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _refuse(constant: str) -> NoReturn:
+    # Python would read NaN and Infinity, which nobody else calls JSON, and which could not be passed on.
+    raise ValueError(f"{constant} is not JSON")
+
+
+_scan: Final[Callable[[Any, int], tuple[Any, int]]] = json.JSONDecoder(parse_constant=_refuse).scan_once  # type: ignore[attr-defined]  # typeshed leaves it out
+"""The value at a place in a text, and where it ends; `loads` without what it does around that."""
 
 
 class Message:
@@ -56,7 +66,7 @@ class Message:
     @property
     def data(self) -> Payload:
         """The payload."""
-        return json.loads(self._kept) if self._is_json else self._kept
+        return _scan(self._kept, 0)[0] if self._is_json else self._kept
 
     @property
     def text(self) -> str:
@@ -96,6 +106,24 @@ class Gap:
 
 Entry: TypeAlias = Message | Gap
 """What a log holds and a reader gets."""
+
+
+def from_json(text: str, event: str | None = None) -> Message:
+    """The message with the payload that the JSON text `text` is, and which keeps it as it is. `event` has been checked.
+    Raises `ValueError` if it is not one JSON text without white space around it, and `RecursionError`."""
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        raise ValueError("it is not JSON") from None
+    size = len(text)
+    if end != size:
+        raise ValueError("something stands behind the JSON text")
+    if isinstance(value, str):
+        return Message(value, event)
+    message = Message.__new__(Message)
+    message._kept, message._is_json, message.event = text, True, event
+    message.size = size if text.isascii() else _encoded_size(text)
+    return message
 
 
 def to_json(value: Any) -> str:

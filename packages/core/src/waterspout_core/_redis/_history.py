@@ -56,14 +56,17 @@ class RedisHistory:
         A channel that nobody has published on begins its epoch here: so who reads it has a position to come back with.
         """
         keys = keys_of(topic)
-        count = 0 if after is None else self._messages if limit is None else min(limit, self._messages)
-        epoch, offset = after or ("", 0)
-        reply = await self._functions.run(
-            "waterspout_read", keys, [epoch, offset, count, self._retention], bulk=count > 0
-        )
+        reply = None
+        if after is not None:
+            count = self._messages if limit is None else min(limit, self._messages)
+            reply = await self._functions.run("waterspout_read", keys, [*after, count, self._retention], bulk=count > 0)
         if reply is None:
             reply = await self._functions.run("waterspout_open", keys, [topic, self._messages, self._retention])
-            return Past(*position_of(reply), [])
+            top = position_of(reply)
+            if after is None or not top.offset:
+                return Past(*top, [])
+            # Somebody has published between the two.
+            return await self.read(topic, after, limit)
         found, top, now, entries = reply
         payloads = []
         # Newest first. Where one is missing, what is before it is of no use.
