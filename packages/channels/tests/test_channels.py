@@ -564,3 +564,17 @@ async def test_there_is_one_timer_for_all_channels(clock: Any) -> None:
         for number in range(1000):
             channels.open(str(number))
         assert timers() == 1
+
+
+async def test_a_channel_that_lingers_shortly_is_not_closed_under_who_is_about_to_read_it(clock: Any) -> None:
+    """Who waits for another of its channels would be let in to a store that nothing feeds any more."""
+    async with Channels(linger=0.01) as channels:
+        reader, awaited = Reader(channels.open("read")), channels.open("awaited")
+        await clock.pass_by(1)
+        assert awaited in channels.stores
+        reader.leave()
+        await clock.pass_by(1)
+        assert awaited in channels.stores
+        assert reader.store not in channels.stores
+        await clock.pass_by(10)
+        assert awaited not in channels.stores

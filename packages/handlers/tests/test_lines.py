@@ -617,7 +617,9 @@ async def good_later(token: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "wanted", [{"token": "grüße"}, {"auth": lambda token: token == "grüße"}, {"auth": good_later}], ids=str
+    "wanted",
+    [{"token": "grüße"}, {"auth": lambda token: token == "grüße"}, {"auth": good_later}],
+    ids=["a token", "a function", "a coroutine function"],
 )
 async def test_where_a_token_is_wanted_nothing_is_done_without(wanted: Any) -> None:
     store = QueueStore()

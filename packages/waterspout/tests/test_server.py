@@ -55,6 +55,23 @@ def test_all_that_may_have_to_be_caught_is_there() -> None:
     assert raised <= set(waterspout.__all__)
 
 
+def test_who_connects_and_says_nothing_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waterspout.server.IDLE_TIMEOUT", 0.2)
+
+    async def use() -> None:
+        server = Server(Channels())
+        port = int(server.start("127.0.0.1", 0).rpartition(":")[2])
+        for said in (b"", b"GET / HTTP/1.1\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(said)
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+            writer.close()
+        await server.aclose(0.1)
+
+    asyncio.run(use())
+
+
 def test_the_console_page_is_served_with_all_its_parts_and_nothing_from_elsewhere() -> None:
     async def use() -> None:
         server = Server(Channels())

@@ -46,6 +46,7 @@ class OpenStores(Collection[ChannelStore]):
         self._stores: dict[str, ChannelStore] = {}  # by topic, the one opened last at the end
         self._used: dict[str, float] = {}  # when last, by topic; of those held: when somebody opened them
         self._held: set[str] = set()  # topics
+        self._awaited: set[str] = set()  # topics that were opened, and had no subscriber yet when we looked
         self._sweep: asyncio.TimerHandle | None = None
         self._unseen: list[str] = []  # topics that this round has not come to
         self._seen_bytes = 0  # of the logs that it has seen
@@ -70,6 +71,7 @@ class OpenStores(Collection[ChannelStore]):
             store = self._new(topic, channel)
         self._stores[topic] = store
         self._used[topic] = time.monotonic()
+        self._awaited.add(topic)
         return store
 
     def hold(self, topic: str, channel: str) -> ChannelStore:
@@ -121,8 +123,9 @@ class OpenStores(Collection[ChannelStore]):
     def _is_idle(self, topic: str, store: ChannelStore, seconds: float, now: float) -> bool:
         if store.subscribers or topic in self._held:
             return False
-        # Whoever waits for the broker to confirm is about to register.
-        return now - self._used[topic] >= (seconds if store.subscribed else max(seconds, _GRACE))
+        # Whoever waits for the broker to confirm, or for another channel, is about to register.
+        awaited = topic in self._awaited or not store.subscribed
+        return now - self._used[topic] >= (max(seconds, _GRACE) if awaited else seconds)
 
     def _sweep_later(self) -> None:
         """One timer for all channels. It looks at all of them in `_SWEEP` seconds; of very many it looks at some in
@@ -148,6 +151,7 @@ class OpenStores(Collection[ChannelStore]):
                 continue
             if store.subscribers and topic not in self._held:
                 self._used[topic] = now + self._round  # in use until we look again
+                self._awaited.discard(topic)
             store.log.expire()
             self._seen_bytes += store.log.size
         if not self._unseen:
@@ -168,3 +172,4 @@ class OpenStores(Collection[ChannelStore]):
         self._stores.pop(topic).close()
         self._held.discard(topic)
         self._used.pop(topic, None)
+        self._awaited.discard(topic)
