@@ -15,6 +15,8 @@ from integration.browsers import FLAGS, find_browser
 from integration.clients import DEADLINE, publish, request
 from integration.conftest import Serve, ServerProcess
 
+pytestmark = pytest.mark.one_redis_server  # how the servers differ is tested in the core
+
 PAGE = Path(__file__).parent.parent / "docs" / "browsers.md"
 EVENT_SOURCE, WEB_SOCKET = re.findall(r"```js\n(.*?)```", PAGE.read_text(), re.DOTALL)
 

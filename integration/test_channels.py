@@ -18,6 +18,8 @@ import pytest
 
 from waterspout_redis.testing import FaultProxy, Faults, RunningServer, ServerBinary, eventually, run
 
+pytestmark = pytest.mark.one_redis_server  # how the servers differ is tested in the core
+
 NODE: Final = Path(__file__).parent / "node.py"
 DEADLINE: Final = 20.0
 

@@ -20,6 +20,8 @@ from integration.clients import DEADLINE, publish, request
 from integration.conftest import Serve, ServerProcess
 from waterspout_redis.testing import eventually, run
 
+pytestmark = pytest.mark.one_redis_server  # how the servers differ is tested in the core
+
 TCP: Final = ("--tcp-port", "0")
 
 LATE: Final = 3.0

@@ -27,6 +27,8 @@ from waterspout_core import BrokerError, open_pubsub
 from waterspout_redis import Client
 from waterspout_redis.testing import FaultProxy, Faults, RunningServer, ServerBinary, eventually, run
 
+pytestmark = pytest.mark.one_redis_server  # how the servers differ is tested in the core
+
 # What one process does; see `Worker`.
 
 

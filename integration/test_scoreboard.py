@@ -18,6 +18,8 @@ from integration.browsers import FLAGS, find_browser
 from integration.clients import DEADLINE
 from integration.programs import Program, free_port
 
+pytestmark = pytest.mark.one_redis_server  # how the servers differ is tested in the core
+
 TIMEOUT = 15_000  # ms, for whatever is waited for
 
 expect.set_options(timeout=TIMEOUT)

@@ -123,7 +123,7 @@ def things() -> Counter[str]:
         {
             f"{kind.__module__}.{kind.__qualname__}": count
             for kind, count in types.items()
-            if kind.__module__.lstrip("_").startswith(("waterspout", "tornado", "asyncio"))
+            if str(kind.__module__).lstrip("_").startswith(("waterspout", "tornado", "asyncio"))
             and kind is not asyncio.TimerHandle  # the loop forgets those that were cancelled when they are many
         }
     )

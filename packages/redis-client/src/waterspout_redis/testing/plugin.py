@@ -18,11 +18,16 @@ def pytest_report_header() -> list[str]:
     return [f"server: {binary} ({binary.path})" for binary in find_servers()] or [f"server: {HOW_TO_GET_ONE}"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "one_redis_server: run on the first Redis server found, and not on all")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "redis_binary" in metafunc.fixturenames:
         found = find_servers()
-        # For who wants a shorter run.
-        servers: list[ServerBinary | None] = [*(found[:1] if os.environ.get("ONE_REDIS_SERVER") else found)] or [None]
+        # For who wants a shorter run, and for tests of which others cover how the servers differ.
+        one = os.environ.get("ONE_REDIS_SERVER") or metafunc.definition.get_closest_marker("one_redis_server")
+        servers: list[ServerBinary | None] = [*(found[:1] if one else found)] or [None]
         metafunc.parametrize(
             "redis_binary",
             servers,
