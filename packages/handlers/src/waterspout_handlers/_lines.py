@@ -58,7 +58,10 @@ LINGER: Final = 1.0
 """Seconds for a client to close after our last line."""
 
 PATIENCE: Final = 2
-"""Heartbeats, or wrong tokens, after which whoever has to say a token is sent away."""
+"""Heartbeats after which whoever has to say a token, and has not, is sent away."""
+
+GUESSES: Final = 2
+"""Wrong tokens after which they are sent away, too."""
 
 GUESS: Final = 1.0
 """Seconds that a wrong token takes: nobody shall find out the right one by trying."""
@@ -180,7 +183,7 @@ def _same(token: str, said: str) -> bool:
 class LineOutlet(Outlet):
     """One client: it is sent messages, and asks for them, in lines. Its commands are carried out in order."""
 
-    __slots__ = ("_deaf", "_goodbye", "_lines", "_patience", "_server", "_token", "_work")
+    __slots__ = ("_deaf", "_goodbye", "_guesses", "_lines", "_patience", "_server", "_token", "_work")
 
     def __init__(self, stream: IOStream, server: LineServer, address: str) -> None:
         super().__init__(stream, PLAIN_LINES, server.connections, address=address, behind=server.behind)
@@ -188,7 +191,8 @@ class LineOutlet(Outlet):
         self._lines = LineReader(server.max_line)
         self._work: asyncio.Task[None] | None = None  # only while commands are carried out
         self._patience = 0 if server.auth is None else PATIENCE
-        """0 for who may do anything; else how many more heartbeats, or wrong tokens, until it is sent away."""
+        """0 for who may do anything; else how many more heartbeats are waited for a token."""
+        self._guesses = 0
         self._deaf = False  # nothing more is carried out
         self._token: str | None = None  # that was said, and was good
         self._goodbye: Goodbye | None = None  # to be said when the command that is being carried out is answered
@@ -203,7 +207,10 @@ class LineOutlet(Outlet):
         self._work = asyncio.ensure_future(self._carry_out())
 
     def beat(self) -> None:
-        self._lose_patience("no AUTH was said")
+        if self._patience:
+            self._patience -= 1
+            if not self._patience:
+                self._refuse("no AUTH was said")
 
     def end(self, goodbye: Goodbye) -> None:
         if self._work is not None and not self._deaf:
@@ -288,8 +295,11 @@ class LineOutlet(Outlet):
     async def _check(self, token: str) -> None:
         if not await self._server.allows(token):
             await asyncio.sleep(GUESS)
-            self._lose_patience("the token is not good")
-            raise BadCommand("the token is not good")
+            self._guesses += 1
+            if self._guesses < GUESSES:
+                raise BadCommand("the token is not good")
+            self._refuse("the token is not good")
+            return
         self._patience = 0
         self._token = token
         self._reply("CONFIRMED")
@@ -350,12 +360,6 @@ class LineOutlet(Outlet):
         """The store that is read as `channel`."""
         name = channel or self._server.default_channel
         return next((store for store in self.stores if self._server.name_of(store) == name), None)
-
-    def _lose_patience(self, explanation: str) -> None:
-        if self._patience:
-            self._patience -= 1
-            if not self._patience:
-                self._refuse(explanation)
 
     def _reply(self, *words: str) -> None:
         self.say(to_line(*words))
