@@ -7,10 +7,14 @@ import http.client
 import json
 import threading
 import urllib.request
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
+
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from waterspout_redis.testing import FaultProxy
 
@@ -64,6 +68,19 @@ class EventStream:
         """The data of the next `count` events."""
         events = [self.next() for _ in range(count)]
         return [event["data"] if event else "the stream has ended" for event in events]
+
+
+@asynccontextmanager
+async def web_socket(url: str | HTTPRequest) -> AsyncIterator[WebSocketClientConnection]:
+    """Tornado's client, whose socket is closed at the end: its `close` alone leaves that to the server's answer."""
+    connection = await websocket_connect(url)
+    try:
+        yield connection
+    finally:
+        connection.close()
+        async with asyncio.timeout(DEADLINE):
+            while await connection.read_message() is not None:
+                pass
 
 
 class Proxy:

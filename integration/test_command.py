@@ -15,9 +15,8 @@ import pytest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
-from tornado.websocket import websocket_connect
 
-from integration.clients import DEADLINE, EventStream, Proxy, publish, request
+from integration.clients import DEADLINE, EventStream, Proxy, publish, request, web_socket
 from integration.conftest import Command, Serve, ServerProcess
 from waterspout.cli._targets import Away, ServerTarget
 from waterspout_core import BrokerError, ChannelStore, History, MemoryPubSub, Message, Position
@@ -83,14 +82,12 @@ def test_a_log_of_ten_thousand_lines_arrives_complete_and_in_order(
     lines = access_log.read_text().splitlines()
 
     async def websocket_lines(publishing: Command, events: EventStream) -> list[str]:
-        connection = await websocket_connect(f"{server.url.replace('http', 'ws')}/ws?channel=logs")
-        publishing.process.send_signal(signal.SIGCONT)
-        reading = asyncio.to_thread(events.data, LINES)
-        async with asyncio.timeout(60):
-            got = [json.loads(await connection.read_message() or "null")["data"] for _ in range(LINES)]
-            assert await reading == lines
-        connection.close()
-        assert await connection.read_message() is None
+        async with web_socket(f"{server.url.replace('http', 'ws')}/ws?channel=logs") as connection:
+            publishing.process.send_signal(signal.SIGCONT)
+            reading = asyncio.to_thread(events.data, LINES)
+            async with asyncio.timeout(60):
+                got = [json.loads(await connection.read_message() or "null")["data"] for _ in range(LINES)]
+                assert await reading == lines
         return got
 
     with EventStream(f"{server.url}/events?channel=logs") as events, access_log.open() as log:

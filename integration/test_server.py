@@ -19,7 +19,7 @@ import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from integration.clients import DEADLINE, EventStream, publish, request
+from integration.clients import DEADLINE, EventStream, publish, request, web_socket
 from integration.conftest import Serve, ServerProcess
 
 
@@ -47,16 +47,13 @@ def test_several_channels_come_on_one_stream(server: ServerProcess) -> None:
 
 def test_a_websocket_gets_one_json_object_a_message(server: ServerProcess) -> None:
     async def use() -> list[Any]:
-        connection = await websocket_connect(f"{server.url.replace('http', 'ws')}/ws?channel=a&channel=b")
-        await asyncio.to_thread(publish, server.url, "a", "text")
-        await asyncio.to_thread(
-            request, f"{server.url}/channels/b?event=goal", b'{"home": [1]}', Content_Type="application/json"
-        )
-        async with asyncio.timeout(DEADLINE):
-            messages = [json.loads(await connection.read_message() or "null") for _ in range(2)]
-        connection.close()
-        assert await connection.read_message() is None
-        return messages
+        async with web_socket(f"{server.url.replace('http', 'ws')}/ws?channel=a&channel=b") as connection:
+            await asyncio.to_thread(publish, server.url, "a", "text")
+            await asyncio.to_thread(
+                request, f"{server.url}/channels/b?event=goal", b'{"home": [1]}', Content_Type="application/json"
+            )
+            async with asyncio.timeout(DEADLINE):
+                return [json.loads(await connection.read_message() or "null") for _ in range(2)]
 
     first, second = asyncio.run(use())
     assert first == {"channel": "a", "data": "text", "id": first["id"]}
@@ -72,18 +69,17 @@ async def ask(connection: WebSocketClientConnection, **message: Any) -> Any:
 
 def test_a_websocket_subscribes_and_publishes_by_messages(server: ServerProcess) -> None:
     async def use() -> None:
-        connection = await websocket_connect(f"{server.url.replace('http', 'ws')}/ws")
-        assert (await ask(connection, subscribe="news", ref=1))["subscribed"] == "news"
-        id = await asyncio.to_thread(publish, server.url, "news", "posted")
-        async with asyncio.timeout(DEADLINE):
-            assert json.loads(await connection.read_message() or "null")["id"] == id
-        answers = [await ask(connection, publish="news", data={"home": 1})]
-        async with asyncio.timeout(DEADLINE):
-            answers.append(json.loads(await connection.read_message() or "null"))
-        assert sorted(answer.get("published", "") for answer in answers) == ["", "news"]
-        assert [answer["data"] for answer in answers if "data" in answer] == [{"home": 1}]
-        assert "error" in await ask(connection, subscribe="two words")
-        connection.close()
+        async with web_socket(f"{server.url.replace('http', 'ws')}/ws") as connection:
+            assert (await ask(connection, subscribe="news", ref=1))["subscribed"] == "news"
+            id = await asyncio.to_thread(publish, server.url, "news", "posted")
+            async with asyncio.timeout(DEADLINE):
+                assert json.loads(await connection.read_message() or "null")["id"] == id
+            answers = [await ask(connection, publish="news", data={"home": 1})]
+            async with asyncio.timeout(DEADLINE):
+                answers.append(json.loads(await connection.read_message() or "null"))
+            assert sorted(answer.get("published", "") for answer in answers) == ["", "news"]
+            assert [answer["data"] for answer in answers if "data" in answer] == [{"home": 1}]
+            assert "error" in await ask(connection, subscribe="two words")
 
     asyncio.run(use())
 
@@ -577,10 +573,10 @@ def test_pages_of_named_sites_may_come_and_no_others(serve: Serve) -> None:
     async def connect(origin: str) -> int:
         address = HTTPRequest(f"{server.url.replace('http', 'ws')}/ws?channel=a", headers={"Origin": origin})
         try:
-            (await websocket_connect(address)).close()
+            async with web_socket(address):
+                return 101
         except HTTPClientError as error:
             return error.code
-        return 101
 
     for origin, allowed in {
         "https://www.example.com": True,
