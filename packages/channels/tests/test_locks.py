@@ -314,8 +314,12 @@ async def test_a_holder_that_was_suspended_knows_at_once_that_it_is_not_one_any_
     clock.now += 31  # nothing ran meanwhile
     assert not lock.locked()
     assert await Lock(there, "job").acquire(blocking=False)
+    here.lose_answers = True  # so that whoever asked would have to wait
+    begun = time.monotonic()
     with pytest.raises(LockError, match="was lost"):
         await lock.release()
+    assert time.monotonic() == begun
+    assert lock.lost.is_set()
 
 
 async def test_a_refusal_while_it_is_held_is_a_loss_told_in_time(clock: Any, here: Node) -> None:

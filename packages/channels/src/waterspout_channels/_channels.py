@@ -38,13 +38,13 @@ UNNAMED: Final = "message"
 class Channels:
     """Many channels over one `PubSub`: callbacks for their events, and a *source* of stores for handlers.
 
-    `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub`. `namespace` stands before every channel's name
-    at the broker and nowhere else. With a URL, the broker keeps the newest `history` messages of each channel for
-    `retention` seconds, so that a reader may come back to any process; 0 turns that off.
+    `pubsub` is a broker's URL (`memory://`, `redis://…`) or a `PubSub`. `namespace`, if there is one, stands before
+    every channel's name at the broker and nowhere else. With a URL, the broker keeps the newest `history` messages of
+    each channel for `retention` seconds, so that a reader may come back to any process; 0 turns that off.
 
-    After `connect`, this node, by the name `node`, tells the others on the `status_channel` that it is `up`, that its
-    link was restored (`reconnect`), and that it goes (`down`). A callback that fails is logged and counted; `on_error`
-    says whether it is kept.
+    After `connect`, this node, by the name `node`, tells the others on the `status_channel` (by default ``server``)
+    that it is `up`, that its link was restored (`reconnect`), and that it goes (`down`). A callback that fails is
+    logged and counted; `on_error` says whether it is kept.
 
     A channel that nobody reads is kept for `linger` seconds after it was last used, so that a subscriber whose
     connection broke finds what it missed. There are never more than `max_channels`, those with callbacks not counted: a
@@ -59,8 +59,8 @@ class Channels:
         self,
         pubsub: PubSub | str = "memory://",
         *,
-        namespace: str = "",
-        status_channel: str = "server",
+        namespace: str | None = None,
+        status_channel: str | None = None,
         logger: logging.Logger | None = None,
         on_error: Literal["keep", "remove"] = "keep",
         node: str | None = None,
@@ -77,7 +77,7 @@ class Channels:
         if isinstance(pubsub, str):
             pubsub = open_pubsub(pubsub, history=history, retention=retention)
         self.pubsub = pubsub
-        self.namespace = namespace
+        self.namespace = namespace or ""
         self.logger = logger or logging.getLogger("waterspout.channels")
         self.on_error = on_error
         self._stores = OpenStores(
@@ -88,7 +88,7 @@ class Channels:
             max_bytes=max_bytes,
             max_total_bytes=max_total_bytes,
         )
-        self.status_channel = Channel(self, self._name(status_channel))
+        self.status_channel = Channel(self, self._name(status_channel or "server"))
         self._registered = {self.status_channel.name: self.status_channel}
         self._unattached: dict[Channel, None] = {}  # registered before a loop ran
         self._listening: WeakSet[Listening] = WeakSet()

@@ -107,14 +107,16 @@ class Lock:
     async def release(self) -> None:
         """Give it back. Raises `LockError` if it is not held or was lost, and `BrokerError` where the broker is away:
         it ends by itself then."""
+        held = self.locked()
         token, self._token = self._token, None
         if token is None:
             raise LockError(f"the lock {self.name!r} is not held")
         if self._keeper is not None:
             self._keeper.cancel()
         try:
-            # Who is cancelled here gives it back all the same.
-            if self.lost.is_set() or not await asyncio.shield(self._part(token)):
+            # Of one that is over, the broker need not be asked. Who is cancelled here gives it back all the same.
+            if not held or not await asyncio.shield(self._part(token)):
+                self.lost.set()
                 raise LockError(f"the lock {self.name!r} was lost")
         finally:
             self._leave()
