@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from waterspout_core import (
+    EARLIEST,
     BadMessage,
     BrokerError,
     ChannelStore,
@@ -162,6 +163,70 @@ def test_f31_who_registered_before_the_broker_confirmed_is_told_of_a_gap(
             return await reader.until(2)
 
     assert run(use()) == [Gap(), "first"]
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_f31_who_registers_over_a_link_that_is_up_misses_nothing_from_then_on(
+    redis_server: RunningServer, listen: Any, kept: int
+) -> None:
+    async def use() -> list[Any]:
+        async with FaultProxy(redis_server.port) as far, open_pubsub(far.url, history=10) as pubsub:
+            for text in "ab"[:kept]:
+                await pubsub.submit("news", Message(text))
+            await ChannelStore("other", pubsub).ready()
+            far.to_client.faults = Faults(hold_at=b"subscribe")
+            store = ChannelStore("news", pubsub)
+            store.open()
+            assert store.covered
+            reader = listen(store)
+            await store.submit("first")
+            assert not store.subscribed
+            far.heal()
+            await store.ready()
+            store.submit("second")
+            await reader.until(2)
+            # Who comes by a position finds no gap either, where nothing was lost.
+            _, entries = store.log.read(await store.seek({EARLIEST: 0}))
+            assert entries == [*map(Message, "ab"[:kept]), Message("first"), Message("second")]
+            return reader.got
+
+    assert run(use()) == ["first", "second"]
+
+
+def test_f31_who_registers_over_a_link_that_breaks_then_is_told_of_a_gap(
+    redis_server: RunningServer, listen: Any
+) -> None:
+    async def use() -> list[Any]:
+        async with FaultProxy(redis_server.port) as far, open_pubsub(far.url, history=10) as pubsub:
+            await ChannelStore("other", pubsub).ready()
+            far.disturb(Faults(black_hole=True))
+            store = ChannelStore("news", pubsub)
+            store.open()
+            reader = listen(store)
+            await asyncio.sleep(1.1)  # which nobody calls at once any more
+            far.heal()
+            await store.ready()
+            store.submit("first")
+            return await reader.until(2)
+
+    assert run(use()) == [Gap(), "first"]
+
+
+def test_who_asks_for_the_earliest_while_the_broker_is_away_is_told_that_there_may_be_more(
+    fresh_redis_server: RunningServer,
+) -> None:
+    async def use() -> None:
+        async with open_pubsub(fresh_redis_server.url, history=10) as pubsub:
+            for text in "ab":
+                await pubsub.submit("news", Message(text))
+            store = ChannelStore("news", pubsub)
+            await store.ready()
+            await store.submit("c")
+            await asyncio.to_thread(fresh_redis_server.kill)
+            _, entries = store.log.read(await store.seek({EARLIEST: 0}))
+            assert entries == [Gap(), Message("c")]
+
+    run(use())
 
 
 @pytest.mark.parametrize("history", [0, 10])

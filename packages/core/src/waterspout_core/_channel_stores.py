@@ -56,8 +56,14 @@ class ChannelStore(BaseStore):
         """Whether the broker has confirmed that it sends us the channel."""
         return self._joined and self._opening is None and self._feed.begun
 
+    @property
+    def covered(self) -> bool:
+        """Whether what is published from now on comes, or is told as a gap: the broker has confirmed it, or keeps it
+        from where the channel stood when it was asked for."""
+        return self._joined and self._feed.covered
+
     def register(self, subscriber: Subscriber, *, by: Subscriber | None = None) -> None:
-        # Who comes before the broker has confirmed misses what is published until then, and will be told.
+        # Who comes before that misses what is published until the broker has confirmed, and will be told.
         if not self.subscribed:
             self._feed.read_early()
         super().register(subscriber, by=by)
@@ -97,6 +103,8 @@ class ChannelStore(BaseStore):
                     await self._feed.reach({EARLIEST: 0}, self.pubsub)
             except BrokerError as error:
                 logger.warning("the history of %r cannot be read, so a gap is told: %s", self.channel, error)
+                if EARLIEST in offsets:
+                    return LOST  # what there is may not be all that is kept
         return self.cursor(offsets)
 
     def cursor(self, offsets: Mapping[str, int] | None = None) -> int:
@@ -191,8 +199,8 @@ class RedisStore(ChannelStore):
         super().__init__(channel, pubsub, max_messages=max_messages, max_bytes=max_bytes)
 
     def register(self, subscriber: Subscriber, *, by: Subscriber | None = None) -> None:
-        super().register(subscriber, by=by)
         self.open()
+        super().register(subscriber, by=by)
 
     async def aclose(self) -> None:
         await super().aclose()

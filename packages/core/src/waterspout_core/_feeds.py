@@ -35,7 +35,12 @@ class Feed(abc.ABC):
     @property
     @abc.abstractmethod
     def begun(self) -> bool:
-        """Whether the log follows the channel: what is published from now on gets into it, or is told as a gap."""
+        """Whether the broker has confirmed that it sends us the channel, and the log has all that came since."""
+
+    @property
+    def covered(self) -> bool:
+        """Whether what is published from now on gets into the log, or is told as a gap."""
+        return self.begun
 
     @abc.abstractmethod
     def join(self, store: BaseStore, pubsub: PubSub) -> asyncio.Future[None]:
@@ -51,7 +56,7 @@ class Feed(abc.ABC):
         Raises `BrokerError`."""
 
     def read_early(self) -> None:  # noqa: B027  # a hook: who has begun from the beginning misses nothing
-        """Somebody reads already, though it has not `begun`: what is published until then will be told as a gap."""
+        """Somebody reads already. If it is not `covered`, what is published until it has `begun` is told as a gap."""
 
     def earliest(self, limit: int | None = None) -> int:
         """The cursor from which all is read that is kept for those who come later, or the newest `limit` of that."""
@@ -120,7 +125,7 @@ class RemoteFeed(Feed):
             _remote(pubsub).detach(self)
 
     def read_early(self) -> None:
-        self._early = self._early or not self.begun
+        self._early = self._early or not self.covered
 
     def refused(self, error: BaseException) -> None:
         """The server does not give it: tell who waits."""

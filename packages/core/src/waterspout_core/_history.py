@@ -58,8 +58,8 @@ class Past:
 class Merge:
     """What comes live and what is read of the history, merged into `log`: each message once and in order, or a `Gap`.
 
-    It begins with `begin` or `recover`. While it is not `live`, because the log may lack what only the history has,
-    what comes is held, and `recover` is waited for.
+    It begins with `begin`, `start` or `recover`. While it is not `live`, because the log may lack what only the history
+    has, what comes is held, and `recover` is waited for.
     """
 
     __slots__ = ("_heard", "_held", "_held_bytes", "_overrun", "_went_back", "begun", "breaks", "live", "log")
@@ -80,12 +80,16 @@ class Merge:
     def begin(self, position: Position, grown: Callable[[], None], *, early: bool = False) -> None:
         """The channel stands at `position`, and what comes next is behind it. If somebody reads `early`, before that
         was known, it is told as a gap."""
+        self.start(position, grown, early=early)
+        self._go_on(grown)
+
+    def start(self, position: Position, grown: Callable[[], None], *, early: bool = False) -> None:
+        """The same where the channel stood at `position` a while ago: what came since is to be recovered."""
         self.begun = True
         self.log.begin(position)
         if early:
             self.log.append(Gap(), position)
             grown()
-        self._go_on(grown)
 
     def interrupt(self) -> None:
         """Something may be missing from now on."""

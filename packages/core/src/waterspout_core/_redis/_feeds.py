@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .._envelope import decoded
 from .._errors import BrokerError
@@ -13,21 +14,33 @@ from .._history import HIGHEST, History, Merge, Past
 from .._log import LOST, Log
 from .._message import Gap
 from .._position import EARLIEST, Position
+from ._history import top_in
 
 if TYPE_CHECKING:
     from .._pubsub import PubSub
     from ._pubsub import RedisPubSub
 
 
-class HistoryFeed(RemoteFeed):
-    """Redis keeps the newest messages: what this process has not heard it reads there, once for all subscribers."""
+_NOW: Final = 1.0
+"""Seconds: who began to read at most so long before the server said where the channel stands has begun there."""
 
-    __slots__ = ("_asking", "_complete", "_follows", "_merge", "_reader", "_wanted")
+
+class HistoryFeed(RemoteFeed):
+    """Redis keeps the newest messages: what this process has not heard it reads there, once for all subscribers.
+
+    Where the channel stands is asked as soon as somebody wants it, and what comes until the server has confirmed is
+    read as well. So who begins to read while there is a link begins at once.
+    """
+
+    __slots__ = ("_asked_at", "_asking", "_complete", "_follows", "_merge", "_reader", "_unborn", "_waited", "_wanted")
 
     def __init__(self, topic: str, log: Log, history: History) -> None:
         super().__init__(topic, log, history)
         self._merge = Merge(log)
         self._follows = False  # since it was attached it has come to the top once
+        self._asked_at: float | None = None  # when the server was asked where it stands, if that is not answered
+        self._unborn = False  # nobody had published on it then
+        self._waited = False  # somebody reads already
         self._complete = False  # nothing older can be had
         self._reader: asyncio.Task[None] | None = None
         self._wanted = 0
@@ -36,6 +49,10 @@ class HistoryFeed(RemoteFeed):
     @property
     def begun(self) -> bool:
         return self._follows
+
+    @property
+    def covered(self) -> bool:
+        return self._asked_at is not None or self._unborn or self._merge.begun
 
     @property
     def live(self) -> bool:
@@ -51,6 +68,16 @@ class HistoryFeed(RemoteFeed):
     def position(self) -> Position | None:
         """Where the log stands in the channel, if it is known."""
         return self.log.position if self._merge.begun else None
+
+    def read_early(self) -> None:
+        super().read_early()
+        self._waited = True
+
+    def ask(self, meta: asyncio.Future[Any]) -> None:
+        """There is a link, and `meta` will tell where the channel stands now."""
+        if not self.covered:
+            self._asked_at = asked = time.monotonic()
+            meta.add_done_callback(lambda answer: self._stood_at(answer, asked))
 
     def confirmed(self, broker: RemoteBroker) -> None:
         _redis(broker).recover((self,))
@@ -68,6 +95,11 @@ class HistoryFeed(RemoteFeed):
     # What the recovery tells
 
     @property
+    def bare(self) -> bool:
+        """Whether it has nothing yet by which another message of the same number could be told."""
+        return not len(self.log)
+
+    @property
     def last_size(self) -> int:
         """Bytes of the last message in the log."""
         _, entries = self.log.newest(1)
@@ -75,6 +107,7 @@ class HistoryFeed(RemoteFeed):
 
     def stands_at(self, end: Past) -> bool:
         """The channel stands there. Whether there is nothing to be read."""
+        self._be_born(end)
         if not self._merge.begun:
             self._merge.begin(end.position, self.grown, early=self._early)
             self._tell_ready()
@@ -87,6 +120,8 @@ class HistoryFeed(RemoteFeed):
         return self._merge.lost_tail(past)
 
     def recover(self, past: Past) -> None:
+        if self._be_born(past) and past.top:
+            return  # which is not all of it
         self._merge.recover(past, self.grown, early=self._early)
         self._tell_ready()
 
@@ -97,12 +132,40 @@ class HistoryFeed(RemoteFeed):
             self._tell_ready()
 
     def _stopped(self) -> None:
-        self._follows = False
+        self._follows = self._unborn = False
+        self._not_covered()
         self._merge.interrupt()
 
     def _tell_ready(self) -> None:
-        self._follows = True
+        self._follows, self._waited = True, False
         super()._tell_ready()
+
+    # Where it stood at first
+
+    def _stood_at(self, meta: asyncio.Future[Any], asked: float) -> None:
+        failed = meta.cancelled() or meta.exception() is not None
+        if asked != self._asked_at:
+            return  # it was stopped meanwhile
+        if failed or time.monotonic() - asked > _NOW:
+            self._not_covered()
+            return
+        self._asked_at = None
+        if not self._merge.begun:
+            top = top_in(meta.result())
+            self._unborn = top is None
+            if top is not None:
+                self._merge.start(top, self.grown, early=self._early)
+
+    def _be_born(self, past: Past) -> bool:
+        """Now we know how it was numbered from the first message on."""
+        born, self._unborn = self._unborn and not self._merge.begun, False
+        if born:
+            self._merge.start(Position(past.epoch, 0), self.grown, early=self._early)
+        return born
+
+    def _not_covered(self) -> None:
+        self._asked_at = None
+        self._early = self._early or (self._waited and not self._merge.begun)
 
     # Older messages
 

@@ -76,6 +76,10 @@ class RedisHistory:
             payloads.append((fields[1], max(now - int(entry_id.partition(b"-")[0]), 0) / 1000))
         return Past(found.decode(), top, payloads[::-1])
 
+    def meta(self, topic: str) -> Future[Any]:
+        """What `top_in` finds a channel's top in, as it is before anything that is published here from now on."""
+        return self._client.call("GET", keys_of(topic)[0], decode=None)
+
     def tops(self, topics: Sequence[str]) -> Future[list[Position | None]]:
         """Where each channel stands, asked in one pipeline; None where that is not known."""
         return self._ask([("GET", keys_of(topic)[0]) for topic in topics], _tops)
@@ -116,13 +120,13 @@ class RedisHistory:
 
 
 def _tops(replies: list[Any]) -> list[Position | None]:
-    return [_top(meta) for meta in replies]
+    return [top_in(meta) for meta in replies]
 
 
 def _ends(replies: list[Any]) -> list[Past | None]:
     ends: list[Past | None] = []
     for meta, entries in zip(replies[::2], replies[1::2], strict=True):
-        top = _top(meta)
+        top = top_in(meta)
         if top is None:
             ends.append(None)
             continue
@@ -133,8 +137,8 @@ def _ends(replies: list[Any]) -> list[Past | None]:
     return ends
 
 
-def _top(meta: Any) -> Position | None:
-    """What a meta key says."""
+def top_in(meta: Any) -> Position | None:
+    """Where a channel stands as its meta key says; None where that is not known."""
     if not isinstance(meta, bytes):
         return None  # no such key, or an error
     found = _META(meta)

@@ -146,6 +146,8 @@ class RedisPubSub(PubSub):
         self.start()
         topic = feed.topic.encode()
         self._open[topic] = feed
+        if self._history is not None and isinstance(feed, HistoryFeed) and self._is_connected():
+            feed.ask(self._history.meta(feed.topic))
 
         def confirmed(answer: asyncio.Future[None]) -> None:
             if self._open.get(topic) is not feed or answer.cancelled():

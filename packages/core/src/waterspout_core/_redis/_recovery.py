@@ -97,19 +97,19 @@ class Recovery:
             delay = min(delay * 2, _LONGEST_DELAY)
 
     def _next(self) -> list[HistoryFeed]:
-        """Some to ask about in one pipeline: all of them new, or none, and as many as the answer may be large."""
+        """Some to ask about in one pipeline: all of them bare, or none, and as many as the answer may be large."""
         feeds: list[HistoryFeed] = []
         room = _ENDS_BYTES
         for feed in itertools.islice(self._behind, _TOPS):
             room -= feed.last_size
-            if feeds and (room < 0 or (feed.position is None) != (feeds[0].position is None)):
+            if feeds and (room < 0 or feed.bare != feeds[0].bare):
                 break
             feeds.append(feed)
         return feeds
 
     async def _ends(self, feeds: Sequence[HistoryFeed]) -> Sequence[Past | None]:
         topics = [feed.topic for feed in feeds]
-        if feeds[0].position is not None:
+        if not feeds[0].bare:
             return await self._history.ends(topics)
         return [None if top is None else Past(*top, []) for top in await self._history.tops(topics)]
 
