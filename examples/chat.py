@@ -20,7 +20,7 @@ from waterspout import Channels, Connections, EventSource, PublishHandler, WebSo
 WEEK = 7 * 24 * 3600.0
 
 
-async def main(port: int, broker: str) -> None:
+async def main(port: str = "9000", broker: str = "memory://") -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -39,11 +39,11 @@ async def main(port: int, broker: str) -> None:
             websocket_max_message_size=16 * 1024,
         )
         http = HTTPServer(application)
-        http.listen(port, "127.0.0.1")
+        http.listen(int(port), "127.0.0.1")
+        print(f"The chat is at http://127.0.0.1:{port}/")
         await stopped.wait()
         http.stop()
         await connections.drain(grace=5)  # all are told to come back, to this process or to another one
 
 
-port, broker = sys.argv[1:] or ["9000", "memory://"]
-asyncio.run(main(int(port), broker))
+asyncio.run(main(*sys.argv[1:]))

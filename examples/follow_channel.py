@@ -5,6 +5,7 @@ redis-cli FCALL waterspout_publish 1 news Hello
 
 import asyncio
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from waterspout_core import Gap, RedisStore
@@ -27,4 +28,5 @@ async def main() -> None:
             keep(messages.position)
 
 
-asyncio.run(main())
+with suppress(KeyboardInterrupt):
+    asyncio.run(main())

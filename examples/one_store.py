@@ -5,6 +5,7 @@ curl -d 'Hello' http://127.0.0.1:9000/publish
 """
 
 import asyncio
+from contextlib import suppress
 
 from tornado.web import Application
 
@@ -24,4 +25,5 @@ async def main() -> None:
     await asyncio.Event().wait()
 
 
-asyncio.run(main())
+with suppress(KeyboardInterrupt):
+    asyncio.run(main())

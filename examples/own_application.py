@@ -6,6 +6,7 @@ curl -d 'Malmö 1:0 Gent' http://127.0.0.1:9000/publish/scores
 
 import asyncio
 import sys
+from contextlib import suppress
 
 from tornado.web import Application
 
@@ -25,4 +26,5 @@ async def main(broker: str) -> None:
         await asyncio.Event().wait()
 
 
-asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "memory://"))
+with suppress(KeyboardInterrupt):
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "memory://"))

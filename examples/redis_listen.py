@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 
 from waterspout_redis import Gap, PubSubClient, PubSubMessage
 
@@ -17,4 +18,5 @@ async def main(url: str) -> None:
                     print(f"the link was away for {seconds:.1f} s: something may have been missed", flush=True)
 
 
-asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "redis://localhost"))
+with suppress(KeyboardInterrupt):
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "redis://localhost"))

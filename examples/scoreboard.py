@@ -24,8 +24,8 @@ board = DataStore([])
 
 
 def keep(channel: object, event: str, line: object) -> None:
-    """Put a line such as "Malmö 1:0 Gent" on the board; whoever comes later sees where it stands."""
-    found = re.fullmatch(r"(.{1,40}) (\d{1,3}):(\d{1,3}) (.{1,40})", str(line))
+    """Put a line such as "Malmö 1:0 Gent" on the board; whoever comes later to this process sees it."""
+    found = re.fullmatch(r"(\S.{0,39}) (\d{1,3}):(\d{1,3}) (\S.{0,39})", str(line))
     if found:
         home, *goals, away = found.groups()
         matches[home, away] = [int(number) for number in goals]
@@ -34,7 +34,7 @@ def keep(channel: object, event: str, line: object) -> None:
         board.set_data([{"home": home, "away": away, "goals": goals} for (home, away), goals in matches.items()])
 
 
-async def main(http_port: int, tcp_port: int, broker: str) -> None:
+async def main(http_port: str = "9000", tcp_port: str = "5567", broker: str = "memory://") -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -51,14 +51,14 @@ async def main(http_port: int, tcp_port: int, broker: str) -> None:
             waterspout_connections=connections,
         )
         http = HTTPServer(application)
-        http.listen(http_port, "127.0.0.1")
+        http.listen(int(http_port), "127.0.0.1")
         lines = LineServer(source=channels, connections=connections, allow_publish=True)
-        lines.listen(tcp_port, "127.0.0.1")
+        lines.listen(int(tcp_port), "127.0.0.1")
+        print(f"The score-board is at http://127.0.0.1:{http_port}/, its lines at 127.0.0.1:{tcp_port}")
         await stopped.wait()
         http.stop()
         lines.stop()
         await connections.drain(grace=5)
 
 
-http_port, tcp_port, broker = sys.argv[1:] or ["9000", "5567", "memory://"]
-asyncio.run(main(int(http_port), int(tcp_port), broker))
+asyncio.run(main(*sys.argv[1:]))

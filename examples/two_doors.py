@@ -26,7 +26,8 @@ async def main() -> None:
     lines.listen(5567, "127.0.0.1")
     PeriodicCallback(lambda: store.submit(time.ctime()), 1000).start()
     stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await stopped.wait()
     http.stop()
     lines.stop()

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+TIMEOUT: Final = 15_000
+"""Milliseconds for whatever is waited for."""
+
+expect.set_options(timeout=TIMEOUT)
 
 BROWSERS: Final = ["chromium", "chromium-browser", "google-chrome"]
 
@@ -30,3 +38,12 @@ def find_browser() -> str:
             pytest.fail(explanation)
         pytest.skip(f"{explanation}; install chromium to run these")
     return path
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """A browser, which ends with the block."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
+        yield browser
+        browser.close()

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from playwright.sync_api import Browser
+
+from integration.browsers import launched
 
 DEADLINE: Final = 20.0
 """Seconds after which something that should have happened has not."""
@@ -157,6 +160,13 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         each.process.kill()
         each.process.wait(DEADLINE)
         assert "Traceback" not in each.err, each.err
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real browser, one for all tests of a module."""
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture

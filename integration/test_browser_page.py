@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-from integration.browsers import FLAGS, find_browser
+from integration.browsers import launched
 from integration.clients import DEADLINE, publish, request
 from integration.conftest import Serve, ServerProcess
 
@@ -23,10 +23,8 @@ EVENT_SOURCE, WEB_SOCKET = re.findall(r"```js\n(.*?)```", PAGE.read_text(), re.D
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
+    with launched() as browser:
         yield browser.new_page()
-        browser.close()
 
 
 def run(page: Page, server: ServerProcess, program: str) -> None:

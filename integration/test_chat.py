@@ -9,26 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect
 
-from integration.browsers import FLAGS, find_browser
+from integration.browsers import TIMEOUT
 from integration.clients import EventStream, Proxy, request
 from integration.programs import Program, Start, free_port
 from waterspout_redis.testing import HOW_TO_GET_ONE, RunningServer, find_servers
 
-TIMEOUT = 15_000  # ms, for whatever is waited for
-
-expect.set_options(timeout=TIMEOUT)
-
 DOORS = pytest.mark.parametrize("door", ["websocket", "sse"])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -350,14 +338,48 @@ def test_markup_and_odd_messages_are_shown_as_text(chat: Program, arrive: Arrive
     markup = "<img src=x onerror=\"document.title='taken'\"><b>bold</b>"
     say(chat.url, "lobby", markup)
     say(chat.url, "lobby", markup, name=markup)
-    for odd in (0, None, [1], {"text": {"a": 1}}, {"name": 7, "text": ["b"], "at": "never", "key": {}}):
+    odds: list[Any] = [0, None, [1], {"text": {"a": 1}}, {"name": 7, "text": ["b"], "at": "never", "key": {}}]
+    for odd in (*odds, {"name": "x" * 50, "text": "", "at": 1e300}):
         body = json.dumps(odd).encode()
         assert request(f"{chat.url}/rooms/lobby", body, Content_Type="application/json")[0] == 200
-    names = ["somebody", markup, "somebody", "somebody", "somebody", "somebody", "7"]
-    texts = [markup, markup, "0", "null", "[1]", '{"text":{"a":1}}', '["b"]']
+    names = ["somebody", markup[:40], "somebody", "somebody", "somebody", "somebody", "7", "x" * 40]
+    texts = [markup, markup, "0", "null", "[1]", '{"text":{"a":1}}', '["b"]', ""]
     ada.reads(*zip(names, texts, strict=True))
-    assert ada.page.locator("li :is(img, p b)").count() == 0
+    assert ada.page.locator("li :is(img, p b, time)").count() == 0
     assert ada.page.title() == "lobby · Chat"
+
+
+@DOORS
+def test_what_is_said_to_other_programs_is_not_shown(chat: Program, arrive: Arrive, door: str) -> None:
+    ada = arrive("Ada", chat.url, door)
+    assert request(f"{chat.url}/rooms/lobby?event=typing", b"Grace", Content_Type="text/plain")[0] == 200
+    say(chat.url, "lobby", "Hello")
+    ada.reads(("somebody", "Hello"))
+
+
+def test_nobody_has_a_name_of_spaces_or_says_them(chat: Program, arrive: Arrive) -> None:
+    ada = arrive("", chat.url)
+    for name, text in (("  ", "Hello"), ("Ada", "  ")):
+        ada.page.fill("#name", name)
+        ada.say(text)
+    ada.say("Hello")
+    ada.reads(("Ada", "Hello"))
+
+
+def test_rooms_that_the_server_would_refuse_are_none(chat: Program, arrive: Arrive) -> None:
+    ada = arrive("Ada", chat.url)
+    odd = ["two words", "zero\u200dwidth", "x" * 61, "bell\a"]
+    rooms = [f"room-{number}" for number in range(150)]
+    ada.page.goto(f"{chat.url}/?{'&'.join(f'room={quote(room)}' for room in [*rooms, *odd])}")
+    ada.is_live()
+    expect(ada.page.locator("#rooms a")).to_have_text(rooms[50:])
+    ada.page.fill("#join input", odd[1])
+    ada.page.press("#join input", "Enter")
+    ada.page.fill("#join input", "garden")
+    ada.page.press("#join input", "Enter")
+    expect(ada.page.locator("#title")).to_have_text("# garden")
+    ada.is_live()
+    expect(ada.page.locator("#rooms a")).to_have_text([*rooms[51:], "garden"])
 
 
 @pytest.mark.parametrize("width", [320, 480, 704, 705, 1280])

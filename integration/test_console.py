@@ -17,24 +17,11 @@ from playwright.sync_api import (
     WebSocket,
     WebSocketRoute,
     expect,
-    sync_playwright,
 )
 
-from integration.browsers import FLAGS, find_browser
+from integration.browsers import TIMEOUT
 from integration.clients import publish, request
 from integration.conftest import Serve
-
-TIMEOUT = 15_000  # ms, for whatever is waited for
-
-expect.set_options(timeout=TIMEOUT)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Watched:

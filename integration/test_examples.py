@@ -42,8 +42,15 @@ def running(name: str, port: int, *args: str) -> Iterator[str]:
                     pytest.fail(f"{name} does not listen: {process.communicate()[0]}")
                 time.sleep(0.02)
             yield url
+            interrupt(process)
         finally:
             process.kill()
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """What Ctrl-C does: it ends without a word of Python's."""
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE) == 0
 
 
 def _answers(url: str) -> bool:
@@ -106,6 +113,7 @@ def test_a_listener_prints_what_is_published(redis_server: Any) -> None:
                 assert time.monotonic() < limit, "it never subscribed"
             assert process.stdout is not None
             assert process.stdout.readline() == "news Hello\n"
+            interrupt(process)
         finally:
             process.kill()
 
@@ -132,6 +140,7 @@ def test_who_keeps_a_position_misses_nothing_while_it_is_not_running(redis_serve
                 while not place.exists() or place.read_text() != position:
                     assert time.monotonic() < limit, "it never wrote its position"
                     time.sleep(0.02)
+                interrupt(process)
             finally:
                 process.kill()
         publish("in between")
@@ -141,7 +150,8 @@ def test_lines_over_tcp_and_their_client(free_port: int) -> None:
     assert run("tcp_lines.py", str(free_port)) == "what came before\ntwo\nlines are one message\n"
 
 
-def test_two_doors_share_a_store_and_say_goodbye(free_port: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_doors_share_a_store_and_say_goodbye(free_port: int, tmp_path: Path, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         lines = other.getsockname()[1]
     program = tmp_path / "program.py"
@@ -163,7 +173,7 @@ def test_two_doors_share_a_store_and_say_goodbye(free_port: int, tmp_path: Path)
                 assert peer.readline() == "CONFIRMED\r\n"
                 told = peer.readline().rstrip("\r\n")
                 assert told in events.data(2)
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 rest = peer.read().split("\r\n")
                 assert rest[-2].startswith("GOAWAY ")
                 while events.next() is not None:

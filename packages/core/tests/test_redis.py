@@ -19,7 +19,7 @@ from waterspout_core import (
     RedisStore,
     open_pubsub,
 )
-from waterspout_redis.testing import RunningServer, eventually, run
+from waterspout_redis.testing import FaultProxy, Faults, RunningServer, eventually, run
 
 
 class Client:
@@ -53,6 +53,17 @@ class Reader:
     async def until(self, count: int) -> list[Any]:
         await eventually(lambda: len(self.got) >= count)
         return self.got
+
+
+def test_an_answer_that_does_not_come_in_time_is_an_error(redis_server: RunningServer) -> None:
+    async def use() -> None:
+        async with FaultProxy(redis_server.port) as proxy, open_pubsub(proxy.url, timeout=0.2) as pubsub:
+            assert await pubsub.publish("chat", "nobody is here") == 0
+            proxy.disturb(Faults(black_hole=True))
+            with pytest.raises(BrokerError, match=r"0\.2 s"):
+                await pubsub.publish("chat", "Hello")
+
+    run(use())
 
 
 def test_it_behaves_like_the_broker_in_process(redis_server: RunningServer) -> None:

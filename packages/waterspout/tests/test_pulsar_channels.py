@@ -420,17 +420,19 @@ def test_d20_a_protocol_may_make_bytes(redis_server: RunningServer) -> None:
 @both
 def test_d21_a_channel_has_events_callbacks_and_fires_here_only(redis_server: RunningServer, kind: str) -> None:
     async def use(channels: Channels) -> None:
-        first, second, elsewhere = Seen(), Seen(), Seen()
+        first, again, second, elsewhere = Seen(), Seen(), Seen(), Seen()
         other = channels.store.channels(protocol=Json())
         await other.connect()
         await other.register("a", "*", elsewhere)
         channel = await channels.register("a", "g*", first)
+        await channels.register("a", "g*", again)
         await channels.register("a", "end", second)
         assert (channel.events, len(channel), "g*" in channel, "g" in channel) == (("g*", "end"), 2, True, False)
-        assert channel.callbacks == {"g*": (first,), "end": (second,)}
+        assert channel.callbacks == {"g*": (first, again), "end": (second,)}
         channel.fire("goal", 1)
         channel.fire("end")
-        assert (first.got, second.got) == ([("a", "goal", 1)], [("a", "end", None)])
+        assert first.got == again.got == [("a", "goal", 1)]
+        assert second.got == [("a", "end", None)]
         await channels.publish("a", "goal", 2)
         await elsewhere.until(("a", "goal", 2))
         await other.close()
@@ -486,6 +488,22 @@ def test_d23_publishing_without_a_server_is_logged_and_so_is_the_next_success(
     ]
 
 
+def test_d23_publishing_to_a_server_that_does_not_answer_is_logged(
+    redis_server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with FaultProxy(redis_server.port) as proxy:
+            channels = create_store(proxy.url, timeout=0.2).channels(protocol=Json())
+            await channels.publish("a", "event")
+            proxy.disturb(Faults(black_hole=True))
+            await channels.publish("a", "lost")
+            assert channels.connection_error is True
+            await channels.close()
+
+    run(main())
+    assert "cannot publish on 'a': no answer within 0.2 s" in caplog.text
+
+
 def test_d23_what_cannot_be_encoded_is_raised(redis_server: RunningServer) -> None:
     async def use(channels: Channels) -> None:
         with pytest.raises(TypeError):
@@ -498,7 +516,9 @@ def test_d23_what_cannot_be_encoded_is_raised(redis_server: RunningServer) -> No
 
 
 @both
-def test_d24_connect_does_nothing_where_it_is_connected_or_closed(redis_server: RunningServer, kind: str) -> None:
+def test_d24_connect_does_nothing_where_it_is_connected_or_closed(
+    redis_server: RunningServer, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def use(channels: Channels) -> None:
         await channels.register("a", "*", seen := Seen())
         await asyncio.gather(channels.connect(), channels.connect())
@@ -511,6 +531,7 @@ def test_d24_connect_does_nothing_where_it_is_connected_or_closed(redis_server: 
         assert status_of(channels) is StatusType.closed
 
     with_channels(use, redis_server, kind)
+    assert "cannot" not in caplog.text
 
 
 def test_d24_channels_may_be_made_before_a_loop_runs(redis_server: RunningServer) -> None:
@@ -706,6 +727,43 @@ async def eventually_nobody(pubsub: Any, *channels: str) -> None:
     async with asyncio.timeout(10):
         while any((await pubsub.count(*channels)).values()):  # noqa: ASYNC110  # the server is asked again and again
             await asyncio.sleep(0)
+
+
+@both
+def test_d30_other_channels_on_the_same_pubsub_go_on(redis_server: RunningServer, kind: str) -> None:
+    async def use(first: Channels) -> None:
+        second = Channels(first.pubsub, namespace="second")
+        await second.connect()
+        await second.register("a", "*", seen := Seen())
+        await first.close()
+        assert second.status is StatusType.connected
+        await second.publish("a", "event")
+        await seen.until(("a", "event", None))
+        await second.close()
+        assert second.pubsub.push_connection is None
+
+    with_channels(use, redis_server, kind, namespace="first")
+
+
+@both
+def test_d30_closing_the_pubsub_does_not_close_channels_that_stand_on_it(
+    redis_server: RunningServer, kind: str
+) -> None:
+    async def use(channels: Channels) -> None:
+        await channels.register("a", "*", seen := Seen())
+        heard: list[str] = []
+        channels.pubsub.add_client(lambda channel, message: heard.append(channel))
+        await channels.pubsub.subscribe("b")
+        await channels.pubsub.psubscribe("c*")
+        await channels.pubsub.close()
+        await eventually_nobody(channels.pubsub, "b")
+        await channels.publish("b", "event")
+        await channels.publish("cc", "event")
+        await channels.publish("a", "event")
+        await seen.until(("a", "event", None))
+        assert (channels.status, heard) == (StatusType.connected, [])
+
+    with_channels(use, redis_server, kind)
 
 
 # D29: unregistering

@@ -188,13 +188,15 @@ def test_d7_subscribing_at_a_server_that_is_away_is_a_connection_error_and_is_do
     async def use(pubsub: PubSub) -> None:
         fresh_redis_server.kill()
         pubsub.add_client(listener := Listener())
-        for _ in range(2):  # also while it is known to be away
+        asked = ((pubsub.subscribe, "news"), (pubsub.psubscribe, "ch?t"))
+        for subscribe, name in (*asked, *asked):  # also while it is known to be away
             with pytest.raises(ConnectionRefusedError, match="cannot connect"):
-                await pubsub.subscribe("chat")
+                await subscribe(name)
         fresh_redis_server.start()
         await eventually(lambda: pubsub.push_connection)
         await pubsub.publish("chat", "Hello")
-        await listener.until(("chat", b"Hello"))
+        await pubsub.publish("news", "Hello")
+        await listener.until(("chat", b"Hello"), ("news", b"Hello"))
 
     with_pubsub(use, fresh_redis_server)
 

@@ -24,7 +24,7 @@ from waterspout.pulsar import (
     parse_store_url,
     register_store,
 )
-from waterspout_redis.testing import RunningServer, eventually, run
+from waterspout_redis.testing import FaultProxy, Faults, RunningServer, eventually, run
 
 
 class OwnStore(Store):
@@ -69,6 +69,11 @@ def test_d1_a_url_is_a_scheme_a_host_and_all_the_rest_by_name() -> None:
         "redis://127.0.0.1:6379/1/2",
         "redis://u:p@ss@127.0.0.1",
         "redis://u:p:q@127.0.0.1",
+        "redis://u:p#p@ss@127.0.0.1",
+        "redis://u:1/p@ss@127.0.0.1",
+        "redis://u:p?p@ss@127.0.0.1",
+        "redis://one:6379,two:6379",
+        "unix:///run/redis.sock",
         "redis://127.0.0.1:port",
     ],
 )
@@ -77,6 +82,46 @@ def test_d1_a_url_that_makes_no_sense_is_refused_without_telling_the_password(ur
         with pytest.raises(error) as refused:
             create_store(url)
         assert "p@ss" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "why"),
+    [
+        ("redis://host:0", {}, "port"),
+        ("redis://host/-1", {}, "database"),
+        ("redis://host?db=3", {}, "not db"),
+        ("redis://host?pool_size=x", {}, "'x'"),
+        ("redis://host?timeout=soon", {}, "'soon'"),
+        ("redis://host?colour=red", {}, "colour"),
+        ("redis://host", {"db": 3}, "not db"),
+        ("redis://host", {"pool_size": 0}, "pool"),
+        ("redis://host", {"ssl": "yes"}, "ssl"),
+        ("redis://host", {"retry": 0}, "retry"),
+        ("redis://host", {"encoding": "utf-99", "decode_responses": True}, "utf-99"),
+    ],
+)
+def test_d1_what_cannot_be_used_is_told_at_once(url: str, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=why):
+        create_store(url, **options)
+
+
+@pytest.mark.parametrize(("query", "options"), [("?timeout=0.2", {}), ("", {"timeout": 0.2})])
+def test_d1_a_timeout_is_that_of_every_answer(redis_server: RunningServer, query: str, options: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with FaultProxy(redis_server.port) as proxy:
+            store = create_store(proxy.url + query, **options)
+            client, pubsub = store.client(), store.pubsub()
+            await client.ping()
+            await pubsub.subscribe("chat")
+            await pubsub.publish("chat", "Hello")
+            proxy.disturb(Faults(black_hole=True))
+            for ask in (client.ping(), pubsub.publish("chat", "Hello")):
+                with pytest.raises(TimeoutError):
+                    await ask
+            await pubsub.close()
+            await store.close()
+
+    run(main())
 
 
 def test_d1_a_password_needs_a_user() -> None:
@@ -242,6 +287,17 @@ def test_d3_blocking_commands_wait_for_one_another_where_the_pool_is_smaller(red
     with_store(use, redis_server.url, pool_size=1)
 
 
+def test_d3_ten_blocking_commands_have_a_connection_each_where_nothing_is_said(redis_server: RunningServer) -> None:
+    async def use(store: RedisStore) -> None:
+        client = store.client()
+        tasks = [asyncio.ensure_future(client.blpop("list", 0)) for _ in range(11)]
+        await eventually(lambda: b"blocked_clients:10\r" in redis_server.call("INFO", "clients"))
+        await client.rpush("list", *range(11))
+        assert {value for _, value in await asyncio.gather(*tasks)} == {b"%d" % number for number in range(11)}
+
+    with_store(use, redis_server.url)
+
+
 def test_d3_replies_are_text_where_that_is_asked_for(redis_server: RunningServer) -> None:
     async def use(store: RedisStore) -> None:
         client = store.client()
@@ -319,6 +375,8 @@ def test_d3_a_client_makes_of_replies_what_pulsar_makes(redis_server: RunningSer
         assert await c.zrange("z", 0, 1, withscores=True) == [(1.1, b"a"), (2.0, b"b")]
         assert await c.zrevrange("z", 0, 0, withscores=True) == [(3.0, b"c")]
         assert await c.zrangebyscore("z", 1, 3, offset=1, count=1) == [b"b"]
+        assert await c.zrevrangebyscore("z", 3, 2) == [b"c", b"b"]
+        assert await c.zrevrangebyscore("z", "+inf", 1, withscores=True, offset=1, count=1) == [(2.0, b"b")]
         assert [await c.zscore("z", "b"), await c.zscore("z", "?")] == [2.0, None]
         assert await c.zunionstore("u", ["z", "z"], weights=[1, 2], aggregate="MAX") == 3
         assert await c.zinterstore("i", ["z", "s"]) == 0

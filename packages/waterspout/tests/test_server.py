@@ -28,7 +28,7 @@ from waterspout._demo import publish_figures
 from waterspout.cli import main
 from waterspout.cli._serve import _check_origin, _warn_of_few_descriptors, _why_not
 from waterspout.cli._tail import _tail, show
-from waterspout.server import AWAY_TIMEOUT, CONSOLE, Server, host_name, make_app
+from waterspout.server import AWAY_TIMEOUT, CONSOLE, ChannelHandler, Server, host_name, make_app
 from waterspout_redis.testing import RunningServer, eventually
 
 
@@ -193,6 +193,38 @@ def test_asking_about_a_channel_does_not_make_it() -> None:
         return [row["channel"] for row in answer["channels"]]
 
     assert asyncio.run(use()) == ["published", "read"]
+
+
+class OwnChannels(ChannelHandler):
+    """Everyone may read what begins with `public`, and publish nowhere."""
+
+    def may_subscribe(self, channel: str) -> bool:
+        return channel.startswith("public")
+
+    def may_publish(self, channel: str) -> bool:
+        return False
+
+
+def test_who_may_not_read_a_channel_is_not_told_what_it_keeps(fresh_redis_server: RunningServer) -> None:
+    async def use() -> None:
+        channels = Channels(fresh_redis_server.url, namespace="app:")
+        app = Application([("/channels/(.+)", OwnChannels, {"source": channels})], requests=set())
+        sockets = bind_sockets(0, "127.0.0.1")
+        http = HTTPServer(app)
+        http.add_sockets(sockets)
+        url, client = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/channels", AsyncHTTPClient()
+        for path in ("/secret", "/secret?limit=5", "/app:secret?limit=5"):
+            assert (await client.fetch(url + path, raise_error=False)).code == 403
+        assert (await client.fetch(f"{url}/public?limit=5")).code == 200
+        fresh_redis_server.kill()
+        await eventually(lambda: channels.pubsub.health.state == "disconnected")
+        assert (await client.fetch(f"{url}/secret", method="POST", body="x", raise_error=False)).code == 403
+        assert [store.channel for store in channels.stores] == ["public"]  # nobody's question makes a channel
+        http.stop()
+        await http.close_all_connections()
+        await channels.aclose()
+
+    asyncio.run(use())
 
 
 def test_an_answer_is_a_whole_line() -> None:

@@ -266,7 +266,7 @@ class Channels:
             if lock.locked():
                 with contextlib.suppress(BrokerError, LockError):  # then it ends by itself
                     await lock.release()
-        await self.pubsub.aclose()
+        await self._release()
         self._status.change(StatusType.closed)
 
     async def __aenter__(self) -> Self:
@@ -286,6 +286,10 @@ class Channels:
     def _submit(self, topic: str, event: str | None, data: Any, key: str | None) -> asyncio.Future[Position | None]:
         """Publish to what the broker knows as `topic`."""
         return self.pubsub.submit(topic, Message(data, event), key=key)
+
+    async def _release(self) -> None:
+        """The broker is not needed any more."""
+        await self.pubsub.aclose()
 
     def _announce(self, event: str, data: Any) -> asyncio.Future[Position | None]:
         """Tell all nodes."""

@@ -31,6 +31,7 @@ from ._requests import (
     Door,
     Origins,
     RequestError,
+    Right,
     check_alias,
     check_origins,
     check_right,
@@ -118,7 +119,7 @@ class PublishHandler(Door):
         event = self._event()
         payloads, several = self._payloads()
         keys = self._keys(payloads, several=several)
-        store = self._open_to_publish(channel)
+        store = self.open_for(self.may_publish, "publish", channel)
         submissions: list[asyncio.Future[Position | None]] = []
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT):
@@ -153,12 +154,13 @@ class PublishHandler(Door):
             raise RequestError(404, "no channel is named in the path")
         return open_channel(self.source, channel)
 
-    def _open_to_publish(self, channel: str | None) -> BaseStore:
+    def open_for(self, may: Right, deed: str, channel: str | None) -> BaseStore:
+        """The same for whoever `may` do the `deed` ("publish", "subscribe"), and for nobody else."""
         name = channel if self.store is None else self.store.channel
         if self.store is not None or channel is not None:  # else there is nothing to ask about
-            check_right(self.may_publish, "publish", name)
+            check_right(may, deed, name)
         store = self.open_store(channel)
-        check_alias(self.may_publish, "publish", name, store)
+        check_alias(may, deed, name, store)
         return store
 
     def _event(self) -> str | None:

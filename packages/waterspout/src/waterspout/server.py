@@ -132,7 +132,7 @@ class ChannelHandler(PublishHandler):
 
     async def get(self, channel: str) -> None:
         limit = self._limit()
-        store = self.open_store(channel)
+        store = self.open_for(self.may_subscribe, "subscribe", channel)
         async with _soon(AWAY_TIMEOUT if self._away else READ_TIMEOUT):
             kept = None if limit is None else await store.history(limit)
             # Behind what is kept: whoever subscribes from here goes on with the next message.
@@ -148,7 +148,7 @@ class ChannelHandler(PublishHandler):
     async def post(self, channel: str | None = None) -> None:
         if self._away:  # the first message of a channel would wait for the subscription as long as for a slow broker
             async with _soon(AWAY_TIMEOUT, published=0):
-                await self.open_store(channel).ready()
+                await self.open_for(self.may_publish, "publish", channel).ready()
         await super().post(channel)
 
     @property

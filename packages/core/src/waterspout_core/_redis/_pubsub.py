@@ -35,7 +35,8 @@ class RedisPubSub(PubSub):
     `history` are not: what passed is read there.
 
     A link on which nothing comes for `silence` seconds is tested by publishing to itself, and made anew if that does
-    not come back. `on_health` is the first of its health listeners. `options` go to the Redis client.
+    not come back. What is published or asked has `timeout` seconds for its answer; None is for ever. `on_health` is the
+    first of its health listeners. `options`, such as ``connect_timeout``, are those of both connections.
     """
 
     def __init__(
@@ -45,12 +46,13 @@ class RedisPubSub(PubSub):
         protocol: PubSubProtocol | None = None,
         history: History | None = None,
         silence: float = 15.0,
+        timeout: float | None = 10.0,
         on_health: HealthListener | None = None,
         **options: Any,
     ) -> None:
         super().__init__(protocol, history)
         options.setdefault("client_name", "waterspout")  # what CLIENT LIST shows
-        self._client = Client(url, **options)
+        self._client = Client(url, timeout=timeout, **options)
         self._link = PubSubClient(url, on_state=self._link_changed, **options)
         self._watchdog = Watchdog(self._link, self._client, silence, self._tell_health)
         if on_health is not None:
@@ -150,9 +152,11 @@ class RedisPubSub(PubSub):
             feed.ask(self._history.meta(feed.topic))
 
         def confirmed(answer: asyncio.Future[None]) -> None:
-            if self._open.get(topic) is not feed or answer.cancelled():
+            if answer.cancelled():
                 return
-            error = answer.exception()
+            error = answer.exception()  # which is looked at, though nobody may want it any more
+            if self._open.get(topic) is not feed:
+                return
             if error is None:
                 feed.confirmed(self)
             else:

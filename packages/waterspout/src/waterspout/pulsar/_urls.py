@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ._errors import BadStoreURL
 
 Host: TypeAlias = str | tuple[str, int]
 """A host with its port, or without."""
+
+_ENCODED: Final = " (in user and password, write / ? # @ : as %2F %3F %23 %40 %3A)"
 
 
 def parse_store_url(url: str) -> tuple[str, Host, dict[str, str]]:
@@ -25,16 +27,18 @@ def parse_store_url(url: str) -> tuple[str, Host, dict[str, str]]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise BadStoreURL("the host or the port of the store's URL is not valid") from None
+        raise BadStoreURL(f"the host or the port of the store's URL is not valid{_ENCODED}") from None
     user, at, location = parts.netloc.rpartition("@")
     if not parts.scheme:
         raise BadStoreURL("the store's URL has no scheme, such as redis://")
     if parts.fragment:
-        raise BadStoreURL("the store's URL must not have a fragment")
-    if "@" in user or user.count(":") > 1:
-        raise BadStoreURL("the store's URL has one user:password@ (in them, write / ? # @ : as %2F %3F %23 %40 %3A)")
+        raise BadStoreURL(f"the store's URL must not have a fragment{_ENCODED}")
+    if "@" in user or "@" in parts.path or user.count(":") > 1:
+        raise BadStoreURL(f"the store's URL has one user:password@{_ENCODED}")
     params = dict(parse_qsl(parts.query))
     if database := parts.path[1:]:
+        if parts.scheme == "unix":
+            raise BadStoreURL("a Redis behind a Unix socket is redis:// with the option unix_socket_path")
         if "/" in database:
             raise BadStoreURL("the path of the store's URL is one database, without a further /")
         params["database"] = database

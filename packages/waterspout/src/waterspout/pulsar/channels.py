@@ -175,9 +175,8 @@ class Channels:
                         await self._events.connect(0)  # from now on it is tried by itself
 
     async def close(self) -> None:
-        """Give up all subscriptions, and the PubSub. A closed one never comes back."""
+        """Give up all subscriptions, and the PubSub. Closed Channels never come back; others on it go on."""
         await self._events.aclose()
-        await self.pubsub.close()
 
     async def _while_connected(self, waiting: Coroutine[Any, Any, None]) -> None:
         """Wait, but only until the link breaks."""
@@ -212,7 +211,7 @@ class _Events(waterspout_channels.Channels):
     def __init__(self, pubsub: PubSub, namespace: str, status_channel: str, logger: logging.Logger) -> None:
         # No lingering: who comes back has no place to go on from.
         super().__init__(
-            pubsub.broker,
+            pubsub.lend(self),
             namespace=namespace,
             status_channel=status_channel,
             logger=logger,
@@ -247,6 +246,9 @@ class _Events(waterspout_channels.Channels):
     async def _publish(self, topic: str, event: str, data: Any) -> Position | None:
         await self._pulsar.publish(topic, event_message(topic.removeprefix(self.namespace), event, data))
         return None
+
+    async def _release(self) -> None:
+        await self._pulsar.take_back(self)
 
     def _announce(self, event: str, data: Any) -> asyncio.Future[Position | None]:
         """Nothing: in pulsar nobody but its users publishes on the status channel."""

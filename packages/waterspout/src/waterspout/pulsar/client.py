@@ -147,8 +147,19 @@ class RedisClient:
         count: int | None = None,
     ) -> Any:
         """Members with scores from `min` to `max`, of which `count` from `offset` on."""
-        limit = () if offset is None else ("LIMIT", offset, count)
-        return self._range("zrangebyscore", key, min, max, withscores, *limit)
+        return self._range("zrangebyscore", key, min, max, withscores, *_limit(offset, count))
+
+    def zrevrangebyscore(
+        self,
+        key: Any,
+        min: Any,
+        max: Any,
+        withscores: bool = False,
+        offset: int | None = None,
+        count: int | None = None,
+    ) -> Any:
+        """The same from `max` down to `min`."""
+        return self._range("zrevrangebyscore", key, min, max, withscores, *_limit(offset, count))
 
     def _range(self, command: str, key: Any, first: Any, last: Any, withscores: bool, *more: Any) -> Any:
         if withscores:
@@ -233,6 +244,10 @@ class Pipeline(RedisClient):
 
 def _keys(keys: Any) -> list[Any]:
     return [keys] if isinstance(keys, str | bytes) else list(keys)
+
+
+def _limit(offset: int | None, count: int | None) -> tuple[Any, ...]:
+    return () if offset is None else ("LIMIT", offset, count)
 
 
 def _sets(keys: Any, weights: Any, aggregate: str | None) -> list[Any]:

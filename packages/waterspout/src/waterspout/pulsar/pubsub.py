@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakSet
 
 import waterspout_core
 from waterspout_core import Gap, Health
@@ -91,6 +92,7 @@ class PubSub:
         self._clients: dict[PubSubClient, None] = {}
         self._events: dict[str, Event] = {}
         self._broker: waterspout_core.PubSub | None = None
+        self._lent: WeakSet[object] = WeakSet()  # to these Channels, which are not closed yet
         self._up = False
 
     def __repr__(self) -> str:
@@ -104,6 +106,16 @@ class PubSub:
             self._broker.add_client(self._broadcast)
             self._broker.add_health_listener(self._health_changed)
         return self._broker
+
+    def lend(self, channels: object) -> waterspout_core.PubSub:
+        """The same for `channels`, which stand on it until they give it back."""
+        self._lent.add(channels)
+        return self.broker
+
+    async def take_back(self, channels: object) -> None:
+        """They are closed, and with them this PubSub, unless others stand on it."""
+        self._lent.discard(channels)
+        await self.close()
 
     @property
     def push_connection(self) -> waterspout_core.PubSub | None:
@@ -223,9 +235,14 @@ class PubSub:
     # Its life
 
     async def close(self) -> None:
-        """Give up all subscriptions and the connections. Whoever subscribes again connects again."""
-        broker, self._broker = self._broker, None
-        if broker is not None:
+        """Give up all subscriptions and the connections. Whoever subscribes again connects again. Channels that stand
+        on it go on, as in pulsar, with a connection until they are closed, too."""
+        broker = self._broker
+        if broker is not None and self._lent:
+            broker.unsubscribe()
+            broker.punsubscribe()
+        elif broker is not None:
+            self._broker = None
             await broker.aclose()
 
     def _health_changed(self, health: Health) -> None:

@@ -35,6 +35,9 @@ __all__ = [
     "register_store",
 ]
 
+_TIMES: Final = ("timeout", "connect_timeout", "health_check_interval", "keepalive")
+"""Options in seconds."""
+
 data_stores: Final[dict[str, str]] = {}
 """The dotted path of each registered store, by the scheme of its URLs."""
 
@@ -192,8 +195,9 @@ class RedisStore(Store):
     """A Redis or Valkey server.
 
     `pool_size` is how many connections blocking commands and locks may have at most; all others share one. What
-    pulsar does not know (``ssl``, ``connect_timeout`` …) goes to `waterspout_redis.Client`. As in pulsar the user of
-    the URL is not sent to the server, only the password: to log in as an ACL user, give ``username``.
+    pulsar does not know (``ssl``, ``timeout``, ``connect_timeout`` …) goes to its connections; times may stand in the
+    URL's query, too. As in pulsar the user of the URL is not sent to the server, only the password: to log in as an ACL
+    user, give ``username``.
     """
 
     def _init(
@@ -204,11 +208,19 @@ class RedisStore(Store):
         parser_class: Any = None,
         **connection: Any,
     ) -> None:
-        self._pool_size = int(pool_size)
         self._decode = self.encoding if decode_responses else None
-        self._connection = {"password": self._password, **connection}
         self._clients: dict[int, Client] = {}  # by database
         self._brokers: dict[int, waterspout_core.PubSub] = {}
+        if "db" in connection:
+            raise ImproperlyConfigured("the database of a store is its path or its option database, not db")
+        try:
+            self._pool_size = int(pool_size)
+            times = {name: float(connection[name]) for name in _TIMES if isinstance(connection.get(name), str)}
+            self._connection = {"password": self._password, **connection, **times}
+            self._made()  # now, rather than at the first use, to be told what cannot be used
+            self.broker()
+        except (TypeError, ValueError, LookupError) as error:
+            raise ImproperlyConfigured(f"no store can be made like this: {error}") from error
 
     def client(self) -> RedisClient:
         return RedisClient(self)
@@ -241,10 +253,13 @@ class RedisStore(Store):
     def _commands(self) -> Client:
         client = self._clients.get(self.database)
         if client is None:
-            # RESP2: its replies look as pulsar's do.
-            options = {"protocol": 2, "max_leases": self._pool_size, "decode": self._decode, **self._connection}
-            client = self._clients[self.database] = Client(self._url, **options)
+            client = self._clients[self.database] = self._made()
         return client
+
+    def _made(self) -> Client:
+        # RESP2: its replies look as pulsar's do.
+        options = {"protocol": 2, "max_leases": self._pool_size, "decode": self._decode, **self._connection}
+        return Client(self._url, **options)
 
     @property
     def _url(self) -> str:
