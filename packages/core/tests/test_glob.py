@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from waterspout_core._glob import compile_glob
@@ -26,3 +28,26 @@ def test_a_pattern_matches(pattern: str, name: str) -> None:
 @pytest.mark.parametrize(("pattern", "name"), MISSES)
 def test_a_pattern_does_not_match(pattern: str, name: str) -> None:
     assert not compile_glob(pattern)(name)
+
+
+def test_many_stars_take_no_time() -> None:
+    before = time.perf_counter()
+    assert not compile_glob("*.*.*.*.x")("." * 255)
+    assert compile_glob("*.*.*.*.x")("." * 254 + "x")
+    assert time.perf_counter() - before < 0.5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "matches"),
+    [
+        ("a*b*c", "a-b-b-c", True),
+        ("*ab*ab", "ab", False),
+        ("*ab*ab", "aab", False),
+        ("*a?*?b", "xaxxb", True),
+        ("*a?*?b", "axb", False),
+        ("**a***[bc]**", "xaxcx", True),
+        ("a*a", "a", False),
+    ],
+)
+def test_what_is_between_stars_is_found_in_order_and_once(pattern: str, name: str, matches: bool) -> None:
+    assert compile_glob(pattern)(name) is matches

@@ -51,6 +51,19 @@ class TestInRedisAsScript(LeaseContract):
         return open_pubsub(self.url)
 
 
+def test_who_leaves_the_line_leaves_no_line_behind() -> None:
+    async def main() -> None:
+        leases = MemoryLeases()
+        for number in range(100):
+            assert await leases.claim(f"job{number}", "holder", 30.0)
+            assert not await leases.claim(f"job{number}", "other", 30.0, wait=1.0)
+            assert not await leases.release(f"job{number}", "other")
+            assert await leases.release(f"job{number}", "holder")
+        assert not leases._lines
+
+    run(main())
+
+
 def test_names_that_nobody_gives_back_take_no_room_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     leases, now = MemoryLeases(), 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from waterspout_core import GAP_EVENT, BaseStore, BrokerError, ChannelStore, Entry, Gap, compile_glob
+from waterspout_core import GAP_EVENT, BaseStore, BrokerError, ChannelStore, Entry, compile_glob
 
 if TYPE_CHECKING:
     from ._channels import Channels
@@ -49,7 +49,6 @@ class Channel:
         self._patterns: dict[str, _Pattern] = {}
         self._found: dict[str, tuple[tuple[_Pattern, Callback], ...]] = {}  # by event; forgotten with each change
         self._store: ChannelStore | None = None
-        self._quiet = False  # a gap that comes first is nobody's business here
         self._cursor = 0
         self._run: Iterator[Entry] = iter(())  # read, and not fired yet
         self._reading = False
@@ -111,10 +110,9 @@ class Channel:
         """Call `callback` for events that match the glob `event`; twice is once. Raises `TypeError`."""
         if not isinstance(event, str) or not callable(callback):
             raise TypeError(f"register takes an event's name and a function, not {event!r:.80} and {callback!r:.80}")
-        pattern = self._patterns.get(event)
-        if pattern is None:
-            pattern = self._patterns[event] = _Pattern(event, compile_glob(event), {})
-        pattern.callbacks[callback] = None
+        pattern = self._patterns.get(event) or _Pattern(event, compile_glob(event), {})
+        pattern.callbacks[callback] = None  # what cannot be a key is refused here, before anything is changed
+        self._patterns[event] = pattern
         self._found.clear()
 
     def remove(self, event: str, callback: Callback) -> bool:
@@ -128,12 +126,11 @@ class Channel:
         self._found.clear()
         return True
 
-    def attach(self, store: ChannelStore, *, quiet: bool) -> None:
-        """Read `store` from now on. What is missed until the broker has confirmed is a gap, unless `quiet`."""
+    def attach(self, store: ChannelStore, *, patient: bool) -> None:
+        """Read `store` from now on. A `patient` one is not told of what is missed until the broker has confirmed."""
         self._store = store
-        self._quiet = quiet and not store.subscribed
         self._cursor = store.cursor()
-        store.register(self)
+        store.register(self, patient=patient)
 
     def reopen(self) -> None:
         """Ask the broker again if it has refused."""
@@ -180,9 +177,6 @@ class Channel:
                     return
                 first, entries = store.log.read(self._cursor)
                 self._cursor = first + len(entries) - 1
-                if self._quiet:
-                    self._quiet = False
-                    del entries[: isinstance(entries[0], Gap)]
                 self._run = iter(entries)
         finally:
             self._reading = False
@@ -195,7 +189,7 @@ class Channel:
                 continue  # one of those before has unregistered it
             try:
                 result = callback(self, event, data)
-            except Exception as error:
+            except (Exception, CancelledError) as error:  # such as the result of a Future that was cancelled
                 self._failed(pattern, callback, error)
             else:
                 if result is not None and isawaitable(result):

@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from waterspout_core import (
     GAP_EVENT,
+    BadChannel,
     BrokerError,
     ChannelStore,
     Entry,
@@ -26,13 +27,16 @@ from waterspout_core import (
 
 from ._channel import Callback, Channel
 from ._listen import Listening
-from ._locks import Lock, LockError
+from ._locks import Lock
 from ._open_stores import OpenStores
 from ._presence import Presence
 from ._status import Status, StatusListener, StatusType
 
 UNNAMED: Final = "message"
 """The event of a message that has no name, as browsers call it (WHATWG HTML, server-sent events)."""
+
+_FAREWELL: Final = 1.0
+"""Seconds to give back all that is locked, when they are closed."""
 
 
 class Channels:
@@ -112,7 +116,10 @@ class Channels:
         return iter(tuple(self._registered))
 
     def __contains__(self, channel: object) -> bool:
-        return isinstance(channel, str) and channel.removeprefix(self.namespace) in self._registered
+        try:
+            return self._name(channel) in self._registered
+        except BadChannel:
+            return False
 
     def register(self, channel: str, event: str, callback: Callback) -> Channel:
         """Call `callback(channel, event, data)` for each event of `channel` that matches the glob `event`, from now on.
@@ -151,9 +158,9 @@ class Channels:
                     case ChannelEvent(event=name, data=data): ...
                     case Gap(): ...
 
-        Raises what `open` does.
+        Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`.
         """
-        listening = Listening(lambda: self.open(channel), self._to_event, event, after)
+        listening = Listening(lambda: self._open(channel), self._to_event, event, after)
         self._listening.add(listening)
         return listening
 
@@ -171,11 +178,14 @@ class Channels:
     def open(self, channel: str) -> ChannelStore:
         """The store of `channel`, subscribed at the broker (`await store.ready()` to have that confirmed).
 
-        Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`.
+        From `connect` on the status channel is refused, since this is what handlers open channels with: `register`
+        there, or `listen`. Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`.
         """
-        self._check_open()
-        name = self._name(channel)
-        return self._stores.open(self.namespace + name, name)
+        if self.status_channel.attached and self._name(channel) == self.status_channel.name:
+            raise BadChannel(
+                f"the channel {channel!r} is where the nodes tell of themselves, and is served to nobody else"
+            )
+        return self._open(channel)
 
     def publish(
         self, channel: str, event: str | None, data: Any = None, *, key: str | None = None
@@ -262,10 +272,9 @@ class Channels:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        for lock in tuple(self._locks):
-            if lock.locked():
-                with contextlib.suppress(BrokerError, LockError):  # then it ends by itself
-                    await lock.release()
+        with contextlib.suppress(TimeoutError):  # what cannot be given back ends by itself
+            async with asyncio.timeout(_FAREWELL):
+                await asyncio.gather(*(lock.aclose() for lock in tuple(self._locks)), return_exceptions=True)
         await self._release()
         self._status.change(StatusType.closed)
 
@@ -297,10 +306,24 @@ class Channels:
 
     # For its parts
 
+    def _open(self, channel: str) -> ChannelStore:
+        self._check_open()
+        name = self._name(channel)
+        return self._stores.open(self.prefixed(name), name)
+
     def _forget(self, channel: Channel, event: str, callback: Callback) -> None:
         """A callback shall not be called any more."""
         if channel.remove(event, callback):
             self._let_go(channel)
+
+    async def _ready(self) -> None:
+        """Return when the broker has confirmed all that is registered now. Raises `BrokerError`."""
+        for channel in tuple(self._registered.values()):
+            try:
+                if channel.attached:
+                    await channel.ready()
+            except BrokerError as error:
+                raise BrokerError(f"{channel.name!r} is not subscribed: {error}", final=error.final) from error
 
     def _reopen(self) -> None:
         """The broker is back: ask it again for what it has refused."""
@@ -313,7 +336,7 @@ class Channels:
             self._unattached.pop(channel, None)
             if channel.attached:
                 channel.detach()
-                self._stores.release(self.namespace + channel.name)
+                self._stores.release(self.prefixed(channel.name))
 
     def _attach(self) -> None:
         """Let those read that do not yet, if a loop runs."""
@@ -321,14 +344,19 @@ class Channels:
             asyncio.get_running_loop()
         except RuntimeError:
             return
-        # Who registers while the broker is away misses something. Before it was there, there was nothing to be missed.
-        quiet = self.status is not StatusType.disconnected
+        # Before the broker was there, there was nothing to be missed. Without a history one begins when it confirms.
+        begins = StatusType.initialised, StatusType.connecting, StatusType.connected
+        patient = self.status in (begins if self.pubsub.history is None else begins[:-1])
         unattached, self._unattached = self._unattached, {}
         for channel in unattached:
-            channel.attach(self._stores.hold(self.namespace + channel.name, channel.name), quiet=quiet)
+            channel.attach(self._stores.hold(self.prefixed(channel.name), channel.name), patient=patient)
 
-    def _name(self, channel: str) -> str:
-        name = check_channel(channel).removeprefix(self.namespace)
+    def _name(self, channel: object) -> str:
+        """Its name here, without the namespace, unless that stands there twice: `prefixed` leads back from it."""
+        whole = check_channel(channel)
+        name = whole.removeprefix(self.namespace)
+        if self.namespace and name.startswith(self.namespace):
+            return whole
         return name or check_channel(name)  # the namespace alone is none
 
     def _check_open(self) -> None:

@@ -22,9 +22,10 @@ class ChannelEvent:
 class Listening:
     """The events of a channel that match a pattern, and each `Gap`, for ever. Made by `Channels.listen`.
 
-    It begins when the broker has confirmed the channel: in an ``async with`` when that is entered, else with the first
-    event asked for, or at once if the channel is open already. Only one task can wait for it at a time. What is not
-    taken yet waits in the channel's log. Close it, use it in an ``async with``, or let it go.
+    Over a link that is up it begins at once, if the broker keeps a history or the channel is open already. Else it
+    begins when the broker has confirmed the channel: in an ``async with`` when that is entered, or with the first event
+    asked for. Only one task can wait for it at a time. What is not taken yet waits in the channel's log. Close it, use
+    it in an ``async with``, or let it go.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class Listening:
         self._closed = False
         store = open_store()
         self._channel = str(store.channel)
-        self._entries: Subscription | None = store.subscribe(after) if store.subscribed else None
+        at_once = store.subscribed or (after is None and store.covered)
+        self._entries: Subscription | None = store.subscribe(after) if at_once else None
 
     @property
     def position(self) -> Position | None:
@@ -77,14 +79,16 @@ class Listening:
 
     async def _begun(self) -> Subscription | None:
         """None when it is closed."""
-        if self._entries is None and not self._closed:
+        while self._entries is None and not self._closed:
+            store = self._open_store()
             try:
                 # Who reads before the broker has confirmed is told of a gap first.
-                store = self._open_store()
                 await store.ready()
             except BrokerError:
-                if not self._closed:
+                # Else it was let go meanwhile, which is what becomes of a channel when the broker is away for long.
+                if not self._closed and self._open_store() is store:
                     raise
-            if not self._closed:
-                self._entries = store.subscribe(self._after)
+            else:
+                if not self._closed:
+                    self._entries = store.subscribe(self._after)
         return self._entries

@@ -75,6 +75,8 @@ class Lock:
         self._line: _Line | None = None  # while we are at its head
         self._keeper: asyncio.Task[None] | None = None
         self._parting: set[asyncio.Task[bool]] = set()
+        self._asking: str | None = None  # the token of who is at the head of the line, and has not got it yet
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Lock {self.name!r}: {'held' if self.locked() else 'not held'}>"
@@ -121,6 +123,15 @@ class Lock:
         finally:
             self._leave()
 
+    async def aclose(self) -> None:
+        """Give it back, if that is to be done, and let nobody have it any more: who waits for it gets `BrokerError`.
+        Raises what `release` does."""
+        self._closed = True
+        if self.locked():
+            await self.release()
+        elif self._asking is not None:
+            await self._part(self._asking)  # what is under way may have got it
+
     async def __aenter__(self) -> Lock:
         if not await self.acquire():
             raise LockError(f"the lock {self.name!r} was not got in time")
@@ -137,18 +148,21 @@ class Lock:
         try:
             if self._token is not None:
                 raise LockError(f"the lock {self.name!r} was lost and is not released yet")
+            self._asking = token
             while not await self._claim(token, line, failed, wait=wait):
                 if not wait:
                     return False
                 await asyncio.sleep(self.sleep * random.uniform(0.75, 1.25))
             return True
         finally:
+            self._asking = None
             if self._token != token:
                 # Whatever became of the last claim; and nobody else is to wait for us.
                 self._part(token)
                 line.leave()
 
     async def _claim(self, token: str, line: _Line, failed: list[BrokerError], *, wait: bool) -> bool:
+        self._check_open()
         asked = time.monotonic()
         try:
             # The same token again, where an answer was lost: it may be ours already.
@@ -159,12 +173,17 @@ class Lock:
             failed[:] = [error]
             return False
         failed.clear()
+        self._check_open()
         until = asked + self.timeout  # the broker has begun to count later
         if not got or time.monotonic() >= until:
             return False
         self._token, self._until, self._line, self.lost = token, until, line, asyncio.Event()
         self._keeper = asyncio.create_task(self._keep(token))
         return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerError(f"the lock {self.name!r} is closed", final=True)
 
     async def _keep(self, token: str) -> None:
         """Renew the lease as long as that can be done, and tell when it is lost."""

@@ -20,6 +20,9 @@ DOWN: Final = "down"
 _GOODBYE: Final = 1.0
 """Seconds to tell the others that this node goes."""
 
+_RETRY: Final = 5.0
+"""Seconds after which a broker that has refused the status channel is asked again."""
+
 _AWAY: Final = ("disconnected", "deaf", "closed")
 
 
@@ -33,28 +36,26 @@ class Presence:
         self._channels = channels
         self._pubsub = channels.pubsub
         self._confirming: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._refusal: BrokerError | None = None
         self._was_up = False
+        self._leaving = asyncio.Lock()
 
     async def connect(self, timeout: float | None) -> None:  # noqa: ASYNC109  # it says why not
         """See `Channels.connect`; the status channel reads its store already."""
-        if self.status.now is StatusType.connected:
-            return
         self._pubsub.add_health_listener(self._health_changed)
-        self.status.change(StatusType.connecting)
-        self._confirm()
+        if self.status.now is not StatusType.connected:
+            self.status.change(StatusType.connecting)
+            self._confirm()
         # The link goes on trying without a word. What is asked on the other connection tells what is wrong.
         asked = asyncio.ensure_future(self._pubsub.count(self._channels.status_channel.name))
         try:
-            async with asyncio.timeout(timeout), aclosing(self.status.watch()) as statuses:
-                async for status in statuses:
-                    if status is StatusType.connected:
-                        return
-                    if self._refusal is not None:
-                        raise self._refusal
-            raise BrokerError("these channels are closed")
+            async with asyncio.timeout(timeout):
+                await self._wait_until_connected()
+                await self._channels._ready()
         except TimeoutError:
-            self.status.change(StatusType.disconnected)
+            if self.status.now is not StatusType.connected:
+                self.status.change(StatusType.disconnected)
             reason = asked.exception() if asked.done() and not asked.cancelled() else None
             raise BrokerError(
                 f"{self._pubsub!r} has not confirmed within {timeout:g} s: {reason or 'no answer'}"
@@ -63,16 +64,27 @@ class Presence:
             asked.cancel()
             asked.add_done_callback(_retrieved)
 
+    async def _wait_until_connected(self) -> None:
+        async with aclosing(self.status.watch()) as statuses:
+            async for status in statuses:
+                if status is StatusType.connected:
+                    return
+                if self._refusal is not None:
+                    raise self._refusal
+        raise BrokerError("these channels are closed")
+
     async def close(self) -> None:
         """Follow it no more, and tell the others if that can be done."""
         self._pubsub.remove_health_listener(self._health_changed)
+        self._forget_retry()
         if self._confirming is not None:
             self._confirming.cancel()
             await asyncio.wait((self._confirming,))
-        if self.status.now is StatusType.connected and self._was_up:
-            self._was_up = False
-            with suppress(BrokerError, TimeoutError):
-                await self._say_goodbye()
+        async with self._leaving:  # who closes it as well shall not do so in the middle of that
+            if self.status.now is StatusType.connected and self._was_up:
+                self._was_up = False
+                with suppress(BrokerError, TimeoutError):
+                    await self._say_goodbye()
 
     def _health_changed(self, health: Health) -> None:
         if health.state == "connected":
@@ -84,9 +96,15 @@ class Presence:
             self.status.change(StatusType.disconnected)
 
     def _confirm(self) -> None:
+        self._forget_retry()
         if self._confirming is None:
             self._refusal = None
             self._confirming = asyncio.create_task(self._wait_for_confirmation())
+
+    def _forget_retry(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     async def _wait_for_confirmation(self) -> None:
         try:
@@ -94,6 +112,8 @@ class Presence:
         except BrokerError as error:
             self._refusal = error
             self.status.change(StatusType.disconnected)
+            if not self._channels._closed:
+                self._again = asyncio.get_running_loop().call_later(_RETRY, self._confirm)
         else:
             if self._pubsub.health.state not in _AWAY:  # else it has gone again, and we are told when it is back
                 self._connected()

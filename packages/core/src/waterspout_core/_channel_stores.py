@@ -43,6 +43,7 @@ class ChannelStore(BaseStore):
         self.topic = topic or channel
         self._joined = False
         self._opening: asyncio.Future[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._feed = pubsub.feed(
             self.topic, channel=check_channel(channel), max_messages=max_messages, max_bytes=max_bytes
         )
@@ -62,9 +63,10 @@ class ChannelStore(BaseStore):
         from where the channel stood when it was asked for."""
         return self._joined and self._feed.covered
 
-    def register(self, subscriber: Subscriber, *, by: Subscriber | None = None) -> None:
-        # Who comes before that misses what is published until the broker has confirmed, and will be told.
-        if not self.subscribed:
+    def register(self, subscriber: Subscriber, *, by: Subscriber | None = None, patient: bool = False) -> None:
+        """See `BaseStore.register`. Who comes before the channel is `covered` misses what is published until the broker
+        has confirmed, and is told of that by a gap, unless all who do so are `patient`."""
+        if not self.subscribed and not patient:
             self._feed.read_early()
         super().register(subscriber, by=by)
 
@@ -139,6 +141,9 @@ class ChannelStore(BaseStore):
 
     def close(self) -> None:
         """Give the channel back to the broker: nothing is fed any more."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         if self._joined:
             self._joined = False
             opening, self._opening = self._opening, None
@@ -168,7 +173,7 @@ class ChannelStore(BaseStore):
             if self.subscribers:
                 # Who was let in before the broker answered would wait for ever.
                 logger.warning("the channel %r was refused, trying again in %g s: %s", self.channel, _RETRY, error)
-                opening.get_loop().call_later(_RETRY, self._open_again)
+                self._retry = opening.get_loop().call_later(_RETRY, self._open_again)
 
     def _open_again(self) -> None:
         if self.subscribers:
@@ -198,9 +203,9 @@ class RedisStore(ChannelStore):
         pubsub = open_pubsub(url, history=history, retention=retention, **options)
         super().__init__(channel, pubsub, max_messages=max_messages, max_bytes=max_bytes)
 
-    def register(self, subscriber: Subscriber, *, by: Subscriber | None = None) -> None:
+    def register(self, subscriber: Subscriber, *, by: Subscriber | None = None, patient: bool = False) -> None:
         self.open()
-        super().register(subscriber, by=by)
+        super().register(subscriber, by=by, patient=patient)
 
     async def aclose(self) -> None:
         await super().aclose()

@@ -20,25 +20,28 @@ def compile_glob(pattern: str) -> Callable[[str], bool]:
 
 
 def _translate(pattern: bytes) -> bytes:
-    out = bytearray()
+    parts = [b""]  # between the stars; what one matches has a fixed length
     at = 0
     while at < len(pattern):
         char = pattern[at : at + 1]
         at += 1
         if char == b"*":
-            if not out.endswith(b".*"):
-                out += b".*"
+            parts.append(b"")
         elif char == b"?":
-            out += b"."
+            parts[-1] += b"."
         elif char == b"[":
             members, at = _set(pattern, at)
-            out += members
+            parts[-1] += members
         else:
             if char == b"\\" and at < len(pattern):
                 char = pattern[at : at + 1]
                 at += 1
-            out += re.escape(char)
-    return bytes(out)
+            parts[-1] += re.escape(char)
+    if len(parts) == 1:
+        return parts[0]
+    # Where a part is found first it need not be looked for again: else many stars take time without end.
+    middle = b"".join(b"(?>.*?%b)" % part for part in parts[1:-1] if part)
+    return b"%b%b.*%b" % (parts[0], middle, parts[-1])
 
 
 def _set(pattern: bytes, at: int) -> tuple[bytes, int]:

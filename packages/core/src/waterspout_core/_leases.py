@@ -59,6 +59,8 @@ class MemoryLeases:
     async def release(self, name: str, token: str) -> bool:
         if line := self._lines.get(name):
             line.pop(token, None)
+            if not line:
+                del self._lines[name]
         if self._holder(name) != token:
             return False
         del self._held[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -25,6 +26,9 @@ from ._recovery import Recovery, is_running
 from ._watchdog import Watchdog
 
 logger: Final = logging.getLogger("waterspout.core")
+
+_RETRY: Final = 5.0
+"""Seconds after which a channel is asked for again that the server has refused when all was restored."""
 
 
 class RedisPubSub(PubSub):
@@ -64,6 +68,7 @@ class RedisPubSub(PubSub):
         self._feeds: WeakValueDictionary[str, RemoteFeed] = WeakValueDictionary()
         self._open: dict[bytes, RemoteFeed] = {}
         self._listening: asyncio.Task[None] | None = None
+        self._asking_again: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return str(self._client.address)
@@ -114,6 +119,8 @@ class RedisPubSub(PubSub):
 
     async def aclose(self) -> None:
         self._watchdog.close()
+        if self._asking_again is not None:
+            self._asking_again.cancel()
         if self._recovery is not None and self._history is not None:
             await self._recovery.aclose()
             await self._history.aclose()
@@ -240,13 +247,35 @@ class RedisPubSub(PubSub):
         for name in self._names | self._link.patterns:
             self._tell(_text(name), Gap())
 
+    def _ask_again(self) -> None:
+        """Ask for the channels that were refused when they were restored, and that somebody still wants."""
+        missing = self._open.keys() - self._link.channels
+        for topic in missing:
+            self._link.subscribe(topic).add_done_callback(partial(self._answered_again, self._open[topic]))
+        if missing:
+            self._ask_again_later()
+
+    def _answered_again(self, feed: RemoteFeed, answer: asyncio.Future[None]) -> None:
+        if answer.cancelled() or answer.exception() is not None or self._open.get(feed.topic.encode()) is not feed:
+            return
+        if feed.broken() and isinstance(feed, HistoryFeed):
+            self.recover((feed,))
+
+    def _ask_again_later(self) -> None:
+        if self._asking_again is not None:
+            self._asking_again.cancel()
+        self._asking_again = asyncio.get_running_loop().call_later(_RETRY, self._ask_again)
+
     def _is_connected(self) -> bool:
         return self._link.state is LinkState.CONNECTED
 
     def _link_changed(self, state: LinkState, error: RedisError | None) -> None:
         self._watchdog.link_changed(state)
-        if state is LinkState.CONNECTED and self._recovery is not None:
-            self._recovery.add(())
+        if state is LinkState.CONNECTED:
+            if self._open.keys() - self._link.channels:
+                self._ask_again_later()
+            if self._recovery is not None:
+                self._recovery.add(())
 
 
 def _text(name: bytes) -> str:
