@@ -15,7 +15,7 @@ from pathlib import Path
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, StaticFileHandler
 
-from waterspout import Channels, Connections, DataStore, EventSource, LineServer
+from waterspout import Channel, Channels, Connections, DataStore, EventSource, LineServer
 
 MOST = 50  # matches on the board
 
@@ -23,7 +23,7 @@ matches: dict[tuple[str, str], list[int]] = {}
 board = DataStore([])
 
 
-def keep(channel: object, event: str, line: object) -> None:
+def keep(channel: Channel, event: str, line: object) -> None:
     """Put a line such as "Malmö 1:0 Gent" on the board; whoever comes later to this process sees it."""
     found = re.fullmatch(r"(\S.{0,39}) (\d{1,3}):(\d{1,3}) (\S.{0,39})", str(line))
     if found:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterspout_channels import Channels
+from waterspout_channels import Channel, Channels, StatusType
 from waterspout_core import (
     LOST,
     BadChannel,
@@ -578,3 +579,69 @@ async def test_a_channel_that_lingers_shortly_is_not_closed_under_who_is_about_t
         assert reader.store not in channels.stores
         await clock.pass_by(10)
         assert awaited not in channels.stores
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pubsub": None}, "a broker's URL or a PubSub, not None"),
+        ({"pubsub": 5}, "a broker's URL or a PubSub, not 5"),
+        ({"namespace": "a b"}, "holds white space"),
+        ({"namespace": 5}, "needs a name, not 5"),
+        ({"linger": -1}, "linger"),
+        ({"max_channels": -1}, "max_channels"),
+        ({"on_error": "panic"}, "on_error"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused_when_they_are_made(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError, BadChannel), match=words):
+        Channels(**options)
+
+
+async def one_too_few(channel: Channel, event: str) -> None: ...
+
+
+def keyword_only(*, channel: Channel, event: str, data: Any) -> None: ...
+
+
+async def generator(channel: Channel, event: str, data: Any) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [one_too_few, keyword_only, generator, None, "print"],
+    ids=["few", "keywords", "generator", "none", "text"],
+)
+async def test_a_callback_that_cannot_be_called_is_refused_when_it_is_registered(callback: Any) -> None:
+    async with Channels() as channels:
+        with pytest.raises(TypeError):
+            channels.register("news", "*", callback)
+        assert "news" not in channels
+
+
+async def test_what_c_code_takes_is_found_out_by_calling_it() -> None:
+    async with Channels() as channels:
+        channels.register("news", "*", print)
+        channels.register("news", "*", dict)
+
+
+async def test_closed_channels_neither_publish_nor_lock() -> None:
+    channels = Channels()
+    await channels.aclose()
+    with pytest.raises(BrokerError, match="closed"):
+        await channels.publish("news", "goal")
+    with pytest.raises(BrokerError, match="closed"):
+        channels.lock("job")
+
+
+async def test_a_status_that_is_none_and_a_listener_that_would_not_be_called_are_refused() -> None:
+    async def listener(status: StatusType) -> None: ...
+
+    async with Channels() as channels:
+        with pytest.raises(TypeError, match="StatusType"):
+            await channels.wait_for("connected")  # type: ignore[arg-type]
+        for wrong in (None, listener):
+            with pytest.raises(TypeError, match="status listener"):
+                channels.add_status_listener(wrong)  # type: ignore[arg-type]

@@ -368,6 +368,13 @@ async def test_a_claim_whose_answer_was_lost_is_ours_all_the_same(clock: Any, he
     assert time.monotonic() - begun < 10  # and not when the lease of the first one is over
 
 
+async def test_who_gets_no_answer_at_all_is_told_so_and_not_that_somebody_else_has_it(clock: Any, here: Node) -> None:
+    here.lose_answers = True
+    with pytest.raises(BrokerError, match=r"not answered for 1\.0 s"):
+        await Lock(here, "job", blocking=1).acquire()
+    await asyncio.sleep(20)  # until nothing is under way any more
+
+
 async def test_a_claim_that_is_answered_too_late_is_no_lock(clock: Any, here: Node) -> None:
     here.delay = 2.0
     lock = Lock(here, "job", timeout=1.0)
@@ -520,10 +527,12 @@ def test_a_lock_left_in_one_loop_does_not_stand_in_the_way_in_the_next(here: Nod
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": ""}, {"timeout": 0}, {"timeout": -1}, {"sleep": 0}, {"blocking": -1}], ids=str
+    "wrong",
+    [{"name": ""}, {"timeout": 0}, {"timeout": -1}, {"timeout": float("inf")}, {"sleep": 0}, {"blocking": -1}],
+    ids=str,
 )
 def test_numbers_that_make_no_sense_are_refused(here: Node, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="a lock needs"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* not {next(iter(wrong.values()))!r}"):
         Lock(here, **{"name": "job", **wrong})
 
 

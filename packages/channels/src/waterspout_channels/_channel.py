@@ -6,7 +6,7 @@ import asyncio
 from asyncio import CancelledError, Task
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from inspect import isawaitable
+from inspect import isasyncgenfunction, isawaitable, signature
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from waterspout_core import GAP_EVENT, BaseStore, BrokerError, ChannelStore, Entry, compile_glob
@@ -110,6 +110,10 @@ class Channel:
         """Call `callback` for events that match the glob `event`; twice is once. Raises `TypeError`."""
         if not isinstance(event, str) or not callable(callback):
             raise TypeError(f"register takes an event's name and a function, not {event!r:.80} and {callback!r:.80}")
+        if not _takes(callback, self, event, None) or isasyncgenfunction(callback):
+            raise TypeError(
+                f"a callback is called with a channel, an event and its data, for which {callback!r:.80} is not made"
+            )
         pattern = self._patterns.get(event) or _Pattern(event, compile_glob(event), {})
         pattern.callbacks[callback] = None  # what cannot be a key is refused here, before anything is changed
         self._patterns[event] = pattern
@@ -249,6 +253,19 @@ class Channel:
             if self.channels.on_error == "keep":
                 return
         self.channels._forget(self, pattern.pattern, callback)
+
+
+def _takes(callback: Callback, *args: object) -> bool:
+    """Whether it may be called so, as far as that can be known."""
+    try:
+        taken = signature(callback)
+    except ValueError:  # some that are written in C do not tell
+        return True
+    try:
+        taken.bind(*args)
+    except TypeError:
+        return False
+    return True
 
 
 def _drop(result: Awaitable[object]) -> None:

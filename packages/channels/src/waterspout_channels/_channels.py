@@ -80,8 +80,10 @@ class Channels:
             raise ValueError(f"on_error is 'keep' or 'remove', not {on_error!r}")
         if isinstance(pubsub, str):
             pubsub = open_pubsub(pubsub, history=history, retention=retention)
+        elif not isinstance(pubsub, PubSub):
+            raise TypeError(f"Channels take a broker's URL or a PubSub, not {pubsub!r:.80}")
         self.pubsub = pubsub
-        self.namespace = namespace or ""
+        self.namespace = check_channel(namespace) if namespace else ""
         self.logger = logger or logging.getLogger("waterspout.channels")
         self.on_error = on_error
         self._stores = OpenStores(
@@ -193,10 +195,15 @@ class Channels:
         """Publish `data` under the name `event`; the channel need not be open here.
 
         The Future gives its position, or None where the broker keeps no history. With an idempotency `key`, what was
-        published with the same key in the last 5 minutes is not published again. Raises `BadChannel`, `BadMessage`, and
-        `BrokerError` through the Future.
+        published with the same key in the last 5 minutes is not published again. Raises `BadChannel` and `BadMessage`
+        at once, and `BrokerError` through the Future.
         """
-        return self._submit(self.prefixed(check_channel(channel)), event, data, key)
+        topic = self.prefixed(check_channel(channel))
+        if self._closed:
+            refused: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(BrokerError("these channels are closed"))
+            return refused
+        return self._submit(topic, event, data, key)
 
     def lock(
         self,
@@ -207,8 +214,10 @@ class Channels:
         *,
         renew: bool = True,
     ) -> Lock:
-        """A lock that one at a time has of all who use this broker and namespace; see `Lock`."""
-        lock = Lock(self.pubsub.leases, self.prefixed(name), timeout, blocking, sleep, renew)
+        """A lock that one at a time has of all who use this broker and namespace; see `Lock`. Raises `ValueError`, and
+        `BrokerError` after `aclose`."""
+        self._check_open()
+        lock = Lock(self.pubsub.leases, name and self.prefixed(name), timeout, blocking, sleep, renew)
         self._locks.add(lock)
         return lock
 

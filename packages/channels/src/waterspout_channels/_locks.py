@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -61,8 +62,13 @@ class Lock:
         key: str | None = None,
     ) -> None:
         timeout = _TIMEOUT if timeout is None else timeout
-        if not name or timeout <= 0 or sleep <= 0 or blocking < 0:
-            raise ValueError("a lock needs a name, timeout and sleep in seconds above 0, and blocking not below")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a lock needs a name, not {name!r:.80}")
+        for what, seconds in (("timeout", timeout), ("sleep", sleep)):
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"{what} is a number of seconds above 0, not {seconds!r}")
+        if not blocking >= 0:
+            raise ValueError(f"blocking is whether to wait, or for how many seconds at most, not {blocking!r}")
         self.name = name
         # In a cluster the braces say what its slot is made from, whatever is in the name.
         self.key = f"waterspout:lock:{{{name}}}" if key is None else key
@@ -97,13 +103,13 @@ class Lock:
             return False
         if not blocking:
             return await self._stand(line, [], wait=False)
-        failed: list[BrokerError] = []
+        last: list[BrokerError | None] = []
         try:
             async with asyncio.timeout(None if blocking is True else blocking):
-                return await self._stand(line, failed, wait=True)
+                return await self._stand(line, last, wait=True)
         except TimeoutError:
-            if failed:
-                raise failed[0] from None
+            if last and last[0] is not None:
+                raise last[0] from None
             return False
 
     async def release(self) -> None:
@@ -140,16 +146,16 @@ class Lock:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.release()
 
-    async def _stand(self, line: _Line, failed: list[BrokerError], *, wait: bool) -> bool:
-        """Stand in line, and at its head claim the lease until we have it. `failed` has the broker's last answer, if
-        that was an error."""
+    async def _stand(self, line: _Line, last: list[BrokerError | None], *, wait: bool) -> bool:
+        """Stand in line, and at its head claim the lease until we have it. `last` has the broker's last answer: the
+        error, or None."""
         await line.join()
         token = secrets.token_hex(16)
         try:
             if self._token is not None:
                 raise LockError(f"the lock {self.name!r} was lost and is not released yet")
             self._asking = token
-            while not await self._claim(token, line, failed, wait=wait):
+            while not await self._claim(token, line, last, wait=wait):
                 if not wait:
                     return False
                 await asyncio.sleep(self.sleep * random.uniform(0.75, 1.25))
@@ -161,7 +167,7 @@ class Lock:
                 self._part(token)
                 line.leave()
 
-    async def _claim(self, token: str, line: _Line, failed: list[BrokerError], *, wait: bool) -> bool:
+    async def _claim(self, token: str, line: _Line, last: list[BrokerError | None], *, wait: bool) -> bool:
         self._check_open()
         asked = time.monotonic()
         try:
@@ -170,9 +176,13 @@ class Lock:
         except BrokerError as error:
             if error.final or not wait:
                 raise
-            failed[:] = [error]
+            last[:] = [error]
             return False
-        failed.clear()
+        except asyncio.CancelledError:
+            if not last and (waited := time.monotonic() - asked) > self.sleep:
+                last.append(BrokerError(f"the broker has not answered for {waited:.1f} s", maybe_done=True))
+            raise
+        last[:] = [None]
         self._check_open()
         until = asked + self.timeout  # the broker has begun to count later
         if not got or time.monotonic() >= until:

@@ -38,6 +38,8 @@ class OpenStores(Collection[ChannelStore]):
         max_bytes: int,
         max_total_bytes: int,
     ) -> None:
+        if linger < 0 or max_channels < 0:
+            raise ValueError(f"linger (seconds) and max_channels are 0 or more, not {linger!r} and {max_channels!r}")
         self.linger = linger
         self.max_channels = max_channels
         self.max_total_bytes = max_total_bytes

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from enum import Enum
+from inspect import iscoroutinefunction
 from typing import Final, TypeAlias
 
 from waterspout_core import BrokerError, Message, QueueStore
@@ -20,6 +21,7 @@ class StatusType(Enum):
     initialised = 1
     """Nobody has called `connect` yet."""
     connecting = 2
+    """For the first time; after a break it is `disconnected` until it is connected again."""
     connected = 3
     """The broker has confirmed all that is subscribed, and the status channel with it."""
     disconnected = 4
@@ -54,7 +56,9 @@ class Status:
                 self._logger.exception("a status listener failed: %r", listener)
 
     def add(self, listener: StatusListener) -> None:
-        """Call `listener` with each new status. Twice is once."""
+        """Call `listener` with each new status. Twice is once. Raises `TypeError`."""
+        if not callable(listener) or iscoroutinefunction(listener):
+            raise TypeError(f"a status listener is a plain function, which {listener!r:.80} is not: see `watch`")
         self._listeners[listener] = None
 
     def remove(self, listener: StatusListener) -> None:
@@ -73,7 +77,9 @@ class Status:
                     yield status
 
     async def wait_for(self, status: StatusType) -> None:
-        """Return when it is `status`. Raises `BrokerError` if it never will be."""
+        """Return when it is `status`. Raises `BrokerError` if it never will be, and `TypeError`."""
+        if not isinstance(status, StatusType):
+            raise TypeError(f"a status is one of StatusType, not {status!r:.80}")
         async with aclosing(self.watch()) as statuses:
             async for each in statuses:
                 if each is status:

@@ -49,6 +49,9 @@ class ChannelStore(BaseStore):
         )
         super().__init__()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.channel!r} of {self.pubsub!r}>"
+
     def _make_log(self) -> Log:
         return self._feed.log
 

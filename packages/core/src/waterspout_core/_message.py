@@ -153,7 +153,7 @@ def check_channel(name: object) -> str:
     on a line of text, and in a shell.
     """
     if not isinstance(name, str) or not name:
-        raise BadChannel("a channel needs a name")
+        raise BadChannel(f"a channel needs a name, not {name!r:.80}")
     try:
         size = len(name.encode())
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
 """Realtime publish/subscribe for Tornado, with Redis between the machines: all four packages under one name."""
 
-from waterspout_channels import CallbackError, ChannelEvent, Channels, Lock, LockError, StatusType
+from waterspout_channels import CallbackError, Channel, ChannelEvent, Channels, Lock, LockError, StatusType
 from waterspout_core import (
     BadChannel,
     BadMessage,
@@ -65,6 +65,7 @@ __all__ = [
     "BrokerError",
     "CallTimeout",
     "CallbackError",
+    "Channel",
     "ChannelEvent",
     "ChannelStore",
     "Channels",
