@@ -6,7 +6,7 @@ import asyncio
 from asyncio import CancelledError, Task
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from inspect import isasyncgenfunction, isawaitable, signature
+from inspect import isasyncgenfunction, isawaitable, ismethod, signature
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from waterspout_core import GAP_EVENT, BaseStore, BrokerError, ChannelStore, Entry, compile_glob
@@ -110,7 +110,7 @@ class Channel:
         """Call `callback` for events that match the glob `event`; twice is once. Raises `TypeError`."""
         if not isinstance(event, str) or not callable(callback):
             raise TypeError(f"register takes an event's name and a function, not {event!r:.80} and {callback!r:.80}")
-        if not _takes(callback, self, event, None) or isasyncgenfunction(callback):
+        if not _fits(callback):
             raise TypeError(
                 f"a callback is called with a channel, an event and its data, for which {callback!r:.80} is not made"
             )
@@ -255,16 +255,22 @@ class Channel:
         self.channels._forget(self, pattern.pattern, callback)
 
 
-def _takes(callback: Callback, *args: object) -> bool:
-    """Whether it may be called so, as far as that can be known."""
+def _fits(callback: Callback) -> bool:
+    """Whether it may be called with three arguments, and something comes of that, as far as it can be known."""
+    function: Any = callback
+    if not hasattr(function, "__code__"):
+        function = function.__call__
+    if isasyncgenfunction(function):
+        return False
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_argcount == 3 + ismethod(function) and not code.co_kwonlyargcount:
+        return True  # as most are; to ask properly takes as long as all else of a registration
     try:
-        taken = signature(callback)
-    except ValueError:  # some that are written in C do not tell
-        return True
-    try:
-        taken.bind(*args)
+        signature(callback).bind(None, None, None)
     except TypeError:
         return False
+    except ValueError:  # some that are written in C do not tell
+        return True
     return True
 
 
