@@ -30,6 +30,7 @@ class Node:
         self.channels = Channels(pubsub, node=name, linger=0.1)
         self.channels.add_status_listener(lambda status: tell(status=status.name))
         self._callbacks: dict[str, Callable[..., object]] = {}
+        self._registered: dict[str, Channel] = {}
 
     def _callback(self, label: str) -> Callable[..., object]:
         def fired(channel: Channel, event: str, data: Any) -> None:
@@ -45,14 +46,14 @@ class Node:
         await self.channels.connect(seconds)
 
     async def register(self, channel: str, event: str, label: str) -> None:
-        self.channels.register(channel, event, self._callback(label))
+        self._registered[channel] = self.channels.register(channel, event, self._callback(label))
 
     async def unregister(self, channel: str, event: str, label: str) -> None:
         assert self.channels.unregister(channel, event, self._callback(label)) is not None
 
     async def ready(self, channel: str) -> None:
-        """The broker has confirmed `channel`."""
-        await self.channels.open(channel).ready()
+        """The broker has confirmed `channel`, which is registered, or the status channel."""
+        await self._registered.get(channel, self.channels.status_channel).ready()
 
     async def publish(self, channel: str, event: str, data: Any) -> str:
         return str(await self.channels.publish(channel, event, data))
