@@ -74,10 +74,9 @@ class HistoryFeed(RemoteFeed):
         self._waited = True
 
     def ask(self, meta: asyncio.Future[Any]) -> None:
-        """There is a link, and `meta` will tell where the channel stands now."""
-        if not self.covered:
-            self._asked_at = asked = time.monotonic()
-            meta.add_done_callback(lambda answer: self._stood_at(answer, asked))
+        """There is a link, it is not `covered`, and `meta` will tell where the channel stands now."""
+        self._asked_at = asked = time.monotonic()
+        meta.add_done_callback(lambda answer: self._stood_at(answer, asked))
 
     def confirmed(self, broker: RemoteBroker) -> None:
         _redis(broker).recover((self,))

@@ -155,7 +155,8 @@ class RedisPubSub(PubSub):
         self.start()
         topic = feed.topic.encode()
         self._open[topic] = feed
-        if self._history is not None and isinstance(feed, HistoryFeed) and self._is_connected():
+        if isinstance(feed, HistoryFeed) and not feed.covered and self._is_connected():
+            assert self._history is not None
             feed.ask(self._history.meta(feed.topic))
 
         def confirmed(answer: asyncio.Future[None]) -> None:
