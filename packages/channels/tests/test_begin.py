@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("waterspout_redis")
 
 from waterspout_channels import Channel, ChannelEvent, Channels
-from waterspout_core import BadChannel, BrokerError, Message
+from waterspout_core import BadChannel, BrokerError
 from waterspout_redis.testing import FaultProxy, Faults, RunningServer, eventually
 
 
@@ -56,7 +56,10 @@ async def test_a_second_connect_waits_for_what_was_registered_since(redis_server
         await channels.connect()
         noted = Noted()
         channels.register("late", "goal", noted)
+        late = channels.open("late")
+        assert not late.subscribed
         await channels.connect()
+        assert late.subscribed
         await channels.publish("late", "goal", 1)
         await eventually(lambda: noted.events == [("goal", 1)])
 
@@ -106,13 +109,27 @@ async def test_the_status_channel_is_not_for_handlers(redis_server: RunningServe
         assert event.data == {"node": "a test"}
 
 
-async def test_what_is_published_by_others_counts_too(redis_server: RunningServer) -> None:
-    """By an object that has no part in the subscription, as soon as the server was asked."""
-    async with asyncio.timeout(20), Channels(redis_server.url) as channels:
+@pytest.mark.parametrize("kept", [0, 3])
+async def test_what_others_publish_before_the_server_has_confirmed_comes_too(
+    redis_server: RunningServer, kept: int
+) -> None:
+    async with (
+        FaultProxy(redis_server.port) as proxy,
+        Channels(proxy.url) as channels,
+        Channels(redis_server.url) as other,
+        asyncio.timeout(20),
+    ):
+        for number in range(kept):
+            await other.publish("late", "before", number)
         await channels.connect()
+        proxy.to_client.faults = Faults(hold_at=b"subscribe")
         noted = Noted()
-        channel = channels.register("late", "*", noted)
-        position = await channels.pubsub.submit("late", Message(1, "goal"))
-        await channel.ready()
-        await eventually(lambda: noted.events == [("goal", 1)])
-        assert position is not None
+        late = channels.register("late", "*", noted)
+        channels.register("late", "gap", noted)
+        await channels.pubsub.count()  # what was asked before that is answered: where the channel stands
+        await other.publish("late", "goal", 1)
+        assert noted.events == []
+        proxy.heal()
+        await late.ready()
+        await eventually(lambda: noted.events)
+        assert noted.events == [("goal", 1)]

@@ -446,6 +446,14 @@ async def test_d14_the_status_channel_is_there_from_the_start_and_channels_go_by
     assert list(Channels(status_channel="nodes")) == ["nodes"]
 
 
+async def test_the_channels_with_callbacks_are_there_by_name() -> None:
+    async with Channels(namespace="shop:") as channels:
+        match = channels.register("match", "goal", print)
+        assert channels.registered == {"server": channels.status_channel, "match": match}
+        channels.unregister("match", "goal", print)
+        assert list(channels.registered) == list(channels) == ["server"]
+
+
 async def test_d21_a_channel_fires_here_and_nowhere_else() -> None:
     broker = MemoryBroker()
     async with Channels(MemoryPubSub(broker)) as here, Channels(MemoryPubSub(broker)) as there:
@@ -493,7 +501,7 @@ def test_d16_what_is_registered_before_a_loop_runs_takes_effect_with_connect() -
     assert channel.name == "match"
 
     async def use() -> None:
-        with pytest.raises(BrokerError, match="connect"):
+        with pytest.raises(BrokerError, match="no loop has run"):
             await channel.ready()
         async with channels:
             await channels.connect()

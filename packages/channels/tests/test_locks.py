@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -528,12 +529,26 @@ def test_a_lock_left_in_one_loop_does_not_stand_in_the_way_in_the_next(here: Nod
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"name": ""}, {"timeout": 0}, {"timeout": -1}, {"timeout": float("inf")}, {"sleep": 0}, {"blocking": -1}],
+    [
+        {"name": ""},
+        {"name": 3},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": float("inf")},
+        {"sleep": 0},
+        {"blocking": -1},
+    ],
     ids=str,
 )
 def test_numbers_that_make_no_sense_are_refused(here: Node, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* not {next(iter(wrong.values()))!r}"):
         Lock(here, **{"name": "job", **wrong})
+
+
+def test_a_name_whose_keys_a_cluster_would_keep_apart_is_refused(here: Node) -> None:
+    with pytest.raises(ValueError, match="brace"):
+        Lock(here, "}job")
+    assert Lock(here, "{job}").key == "waterspout:lock:{{job}}"
 
 
 async def test_closing_the_channels_releases_what_they_have_locked_and_leaves_no_task() -> None:

@@ -393,7 +393,7 @@ async def test_a_failing_status_listener_harms_no_other(caplog: pytest.LogCaptur
 
 async def test_the_other_nodes_are_told_or_a_warning_says_that_they_are_not(caplog: pytest.LogCaptureFixture) -> None:
     class Mute(Channels):
-        def _announce(self, event: str, data: Any) -> Any:
+        def publish(self, channel: str, event: str | None, data: Any = None, *, key: str | None = None) -> Any:
             failed = asyncio.get_running_loop().create_future()
             failed.set_exception(BrokerError("no"))
             return failed

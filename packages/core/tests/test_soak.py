@@ -336,8 +336,8 @@ def test_f61_nothing_grows(fresh_redis_server: RunningServer, caplog: pytest.Log
         measured = [measure()]
         end = loop.time() + seconds / 2
         rounds = 0
-        for _ in range(2):
-            while loop.time() < end:
+        for half in (1, 2):
+            while loop.time() < end or rounds < 3 * half:  # on a busy machine it takes longer
                 await one_round()
                 rounds += 1
             end += seconds / 2
@@ -345,7 +345,6 @@ def test_f61_nothing_grows(fresh_redis_server: RunningServer, caplog: pytest.Log
         (_, _, first_redis, keys), (memory, objects, _, _), (last_memory, last_objects, last_redis, last_keys) = (
             measured
         )
-        assert rounds > 4
         assert last_memory - memory < 150_000, f"{rounds} rounds"
         assert last_objects - objects < 500, f"{rounds} rounds"
         assert last_redis - first_redis < 400_000, f"{rounds} rounds"

@@ -77,7 +77,8 @@ class Channel:
         return {name: tuple(pattern.callbacks) for name, pattern in self._patterns.items()}
 
     def fire(self, event: str, data: Any = None) -> None:
-        """Fire `event` here and nowhere else. What coroutine functions do is awaited soon, in order."""
+        """Fire `event` here and nowhere else. What coroutine functions do is awaited soon, in order; what is fired
+        meanwhile waits in memory, not in the log, and nothing bounds it but who fires."""
         self._call(event, data)
         self._await_soon()
 
@@ -85,7 +86,7 @@ class Channel:
         """Return when the broker has confirmed the channel: what is published from now on is fired here.
         Raises `BrokerError`."""
         if self._store is None:
-            raise BrokerError(f"nothing is subscribed for {self.name!r}: connect first")
+            raise BrokerError(f"nothing is subscribed for {self.name!r}: it is not registered, or no loop has run")
         await self._store.ready()
 
     def wake(self, store: BaseStore) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterator
-from typing import Any, Final, Literal, Self
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Literal, Self
 from weakref import WeakSet
 
 from waterspout_core import (
@@ -123,6 +124,11 @@ class Channels:
         except BadChannel:
             return False
 
+    @property
+    def registered(self) -> Mapping[str, Channel]:
+        """The channels with callbacks by name, the status channel among them."""
+        return MappingProxyType(self._registered)
+
     def register(self, channel: str, event: str, callback: Callback) -> Channel:
         """Call `callback(channel, event, data)` for each event of `channel` that matches the glob `event`, from now on.
 
@@ -160,7 +166,8 @@ class Channels:
                     case ChannelEvent(event=name, data=data): ...
                     case Gap(): ...
 
-        Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`.
+        Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`; and `BadPosition`, at the latest when
+        the first event is asked for.
         """
         listening = Listening(lambda: self._open(channel), self._to_event, event, after)
         self._listening.add(listening)
@@ -198,7 +205,7 @@ class Channels:
         published with the same key in the last 5 minutes is not published again. Raises `BadChannel` and `BadMessage`
         at once, and `BrokerError` through the Future.
         """
-        topic = self.prefixed(check_channel(channel))
+        topic = self.prefixed(self._name(channel))
         if self._closed:
             refused: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
             refused.set_exception(BrokerError("these channels are closed"))
@@ -217,7 +224,8 @@ class Channels:
         """A lock that one at a time has of all who use this broker and namespace; see `Lock`. Raises `ValueError`, and
         `BrokerError` after `aclose`."""
         self._check_open()
-        lock = Lock(self.pubsub.leases, name and self.prefixed(name), timeout, blocking, sleep, renew)
+        key = self.prefixed(name) if isinstance(name, str) and name else name
+        lock = Lock(self.pubsub.leases, key, timeout, blocking, sleep, renew=renew)
         self._locks.add(lock)
         return lock
 
@@ -226,8 +234,9 @@ class Channels:
     async def connect(self, timeout: float | None = 10.0) -> None:  # noqa: ASYNC109  # it says why not
         """Return when the broker has confirmed the status channel and all that was registered before.
 
-        Raises `BrokerError` that says why it is not so after `timeout` seconds (None: wait for ever), or where that
-        would be of no use. Either way it goes on trying, and all that is registered is restored after any break.
+        Raises `BrokerError` that says why it is not so after `timeout` seconds (None: wait for ever), or as soon as the
+        broker has refused a channel. Either way it goes on trying, and all that is registered is restored after any
+        break.
         """
         self._check_open()
         if not self.status_channel.attached:
@@ -246,15 +255,15 @@ class Channels:
         return self._presence.node
 
     async def wait_for(self, status: StatusType) -> None:
-        """Return when it is `status`. Raises `BrokerError` if they are closed before."""
+        """Return when it is `status`. Raises `BrokerError` if they are closed before, and `TypeError`."""
         await self._status.wait_for(status)
 
-    def watch(self) -> AsyncIterator[StatusType]:
+    def watch(self) -> AsyncGenerator[StatusType, None]:
         """The status now, then each new one; ends with `closed`."""
         return self._status.watch()
 
     def add_status_listener(self, listener: StatusListener) -> None:
-        """Call `listener(status)` with each new status. Twice is once."""
+        """Call `listener(status)`, a plain function, with each new status. Twice is once. Raises `TypeError`."""
         self._status.add(listener)
 
     def remove_status_listener(self, listener: StatusListener) -> None:
@@ -293,7 +302,10 @@ class Channels:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    # For subclasses that speak another way
+    # For subclasses that speak another way, as that of waterspout.pulsar, which another distribution holds
+
+    _tells_others: ClassVar[bool] = True
+    """Whether the nodes tell one another of themselves on the status channel."""
 
     def _to_event(self, entry: Entry) -> tuple[str, Any] | None:
         """The name and the data of the event that `entry` is; None if it is none."""
@@ -308,10 +320,6 @@ class Channels:
     async def _release(self) -> None:
         """The broker is not needed any more."""
         await self.pubsub.aclose()
-
-    def _announce(self, event: str, data: Any) -> asyncio.Future[Position | None]:
-        """Tell all nodes."""
-        return self.publish(self.status_channel.name, event, data)
 
     # For its parts
 

@@ -57,8 +57,8 @@ class Lock:
         timeout: float | None = None,
         blocking: bool | float = True,
         sleep: float = 0.2,
-        renew: bool = True,
         *,
+        renew: bool = True,
         key: str | None = None,
     ) -> None:
         timeout = _TIMEOUT if timeout is None else timeout
@@ -69,8 +69,10 @@ class Lock:
                 raise ValueError(f"{what} is a number of seconds above 0, not {seconds!r}")
         if not blocking >= 0:
             raise ValueError(f"blocking is whether to wait, or for how many seconds at most, not {blocking!r}")
+        if key is None and name.startswith("}"):
+            raise ValueError(f"the name of a lock does not begin with a brace that closes: {name!r:.80}")
         self.name = name
-        # In a cluster the braces say what its slot is made from, whatever is in the name.
+        # In a cluster the braces say what its slot is made from.
         self.key = f"waterspout:lock:{{{name}}}" if key is None else key
         self.timeout, self.blocking, self.sleep, self.renew = timeout, blocking, sleep, renew
         self.lost = asyncio.Event()

@@ -28,7 +28,8 @@ _AWAY: Final = ("disconnected", "deaf", "closed")
 
 class Presence:
     """Follows the health of the link from the first `connect` on. It counts as connected when the broker has confirmed
-    the status channel, which is subscribed as the last one, so that all others are confirmed before."""
+    the status channel, and so all others that it does not refuse: the first time that is subscribed as the last one,
+    and later a link is up again when all of it is restored."""
 
     def __init__(self, channels: Channels, status: Status, node: str) -> None:
         self.status = status
@@ -48,7 +49,7 @@ class Presence:
             self.status.change(StatusType.connecting)
             self._confirm()
         # The link goes on trying without a word. What is asked on the other connection tells what is wrong.
-        asked = asyncio.ensure_future(self._pubsub.count(self._channels.status_channel.name))
+        asked = asyncio.ensure_future(self._pubsub.count())
         try:
             async with asyncio.timeout(timeout):
                 await self._wait_until_connected()
@@ -81,7 +82,7 @@ class Presence:
             self._confirming.cancel()
             await asyncio.wait((self._confirming,))
         async with self._leaving:  # who closes it as well shall not do so in the middle of that
-            if self.status.now is StatusType.connected and self._was_up:
+            if self.status.now is StatusType.connected and self._was_up and self._channels._tells_others:
                 self._was_up = False
                 with suppress(BrokerError, TimeoutError):
                     await self._say_goodbye()
@@ -125,10 +126,11 @@ class Presence:
             return
         self.status.change(StatusType.connected)
         event, self._was_up = RECONNECT if self._was_up else UP, True
-        self._tell(event).add_done_callback(self._told)
+        if self._channels._tells_others:
+            self._tell(event).add_done_callback(self._told)
 
     def _tell(self, event: str) -> asyncio.Future[Position | None]:
-        return self._channels._announce(event, {"node": self.node})
+        return self._channels.publish(self._channels.status_channel.name, event, {"node": self.node})
 
     def _told(self, answer: asyncio.Future[Position | None]) -> None:
         if not answer.cancelled() and (error := answer.exception()) is not None:

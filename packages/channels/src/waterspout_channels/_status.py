@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from waterspout_core import BrokerError, Message, QueueStore
 
 _REMEMBERED: Final = 100
-"""Changes for who takes his time to look."""
+"""So many changes are kept for who watches and takes his time."""
 
 
 class StatusType(Enum):
@@ -21,9 +21,9 @@ class StatusType(Enum):
     initialised = 1
     """Nobody has called `connect` yet."""
     connecting = 2
-    """For the first time; after a break it is `disconnected` until it is connected again."""
+    """Since `connect` was called; after a break it is `disconnected` until it is connected again."""
     connected = 3
-    """The broker has confirmed all that is subscribed, and the status channel with it."""
+    """The broker has confirmed the status channel, and all that was registered before and that it does not refuse."""
     disconnected = 4
     """It is tried again by itself, at longer and longer intervals."""
     closed = 5

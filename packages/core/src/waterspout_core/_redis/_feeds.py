@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._pubsub import RedisPubSub
 
 
-_NOW: Final = 1.0
+_PROMPT: Final = 1.0
 """Seconds: who began to read at most so long before the server said where the channel stands has begun there."""
 
 
@@ -95,7 +95,7 @@ class HistoryFeed(RemoteFeed):
 
     @property
     def bare(self) -> bool:
-        """Whether it has nothing yet by which another message of the same number could be told."""
+        """Whether it has nothing yet from which another message of the same number could be told."""
         return not len(self.log)
 
     @property
@@ -142,10 +142,10 @@ class HistoryFeed(RemoteFeed):
     # Where it stood at first
 
     def _stood_at(self, meta: asyncio.Future[Any], asked: float) -> None:
-        failed = meta.cancelled() or meta.exception() is not None
+        failed = meta.cancelled() or meta.exception() is not None  # which is looked at, whoever wants it
         if asked != self._asked_at:
             return  # it was stopped meanwhile
-        if failed or time.monotonic() - asked > _NOW:
+        if failed or time.monotonic() - asked > _PROMPT:
             self._not_covered()
             return
         self._asked_at = None

@@ -10,7 +10,7 @@ from ._errors import BadStoreURL, ImproperlyConfigured, NoSuchStore, ProtocolErr
 from .channels import CallbackError, Channels, Json, StatusType
 from .client import Pipeline, RedisClient
 from .locks import Lock, LockError
-from .pubsub import Event, PubSub, PubSubClient
+from .pubsub import Event, MessageProtocol, PubSub, PubSubClient
 from .stores import (
     MemoryStore,
     RedisStore,
@@ -32,6 +32,7 @@ __all__ = [
     "Lock",
     "LockError",
     "MemoryStore",
+    "MessageProtocol",
     "NoSuchStore",
     "Pipeline",
     "ProtocolError",

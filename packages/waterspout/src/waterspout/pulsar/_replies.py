@@ -74,7 +74,7 @@ def _info_value(value: str) -> Any:
     return value
 
 
-_OF: Final[dict[Callable[..., Any], tuple[str, ...]]] = {
+_COMMANDS: Final[dict[Callable[..., Any], tuple[str, ...]]] = {
     _dict: ("HGETALL",),
     _fields: ("HMGET",),
     _float: ("HINCRBYFLOAT", "INCRBYFLOAT", "ZINCRBY", "ZSCORE"),
@@ -90,4 +90,4 @@ _OF: Final[dict[Callable[..., Any], tuple[str, ...]]] = {
     set: ("SDIFF", "SINTER", "SMEMBERS", "SUNION"),
 }
 
-_REPLIES: Final = {name: parse for parse, names in _OF.items() for name in names}
+_REPLIES: Final = {name: parse for parse, names in _COMMANDS.items() for name in names}

@@ -28,7 +28,7 @@ def parse_store_url(url: str) -> tuple[str, Host, dict[str, str]]:
         port = parts.port
     except ValueError:
         raise BadStoreURL(f"the host or the port of the store's URL is not valid{_ENCODED}") from None
-    user, at, location = parts.netloc.rpartition("@")
+    user, at, address = parts.netloc.rpartition("@")
     if not parts.scheme:
         raise BadStoreURL("the store's URL has no scheme, such as redis://")
     if parts.fragment:
@@ -48,7 +48,7 @@ def parse_store_url(url: str) -> tuple[str, Host, dict[str, str]]:
         if colon:
             params["password"] = unquote(password)
     if port is None:
-        return parts.scheme, location.removesuffix(":"), params
+        return parts.scheme, address.removesuffix(":"), params
     return parts.scheme, (parts.hostname or "", port), params
 
 
@@ -59,10 +59,9 @@ def build_store_url(
     login = ""
     if user:
         login = quote(user, safe="") + (f":{quote(password, safe='*')}" if password else "") + "@"
-    name = location(host)
     path = f"/{database}" if database else ""
     query = f"?{urlencode(params)}" if params else ""
-    return f"{scheme}://{login}{name}{path}{query}"
+    return f"{scheme}://{login}{location(host)}{path}{query}"
 
 
 def location(host: Host) -> str:

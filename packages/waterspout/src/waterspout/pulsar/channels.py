@@ -15,11 +15,9 @@ from waterspout_core import BrokerError, Entry, Gap, Position
 
 from ._errors import ProtocolError, builtin_errors
 from .locks import Lock
-from .pubsub import PubSub, event_message
+from .pubsub import MessageProtocol, PubSub, event_message
 
 __all__ = ["CallbackError", "Channel", "Channels", "Json", "StatusType"]
-
-LOGGER: Final = logging.getLogger("waterspout.pulsar")
 
 _TIMEOUT: Final = 10.0
 """Seconds in which a server that answers must have confirmed the status channel."""
@@ -61,15 +59,16 @@ class Channels:
         status_channel: str | None = None,
         logger: logging.Logger | None = None,
     ) -> None:
-        if pubsub.protocol is None:
+        protocol = pubsub.protocol
+        if protocol is None:
             raise AssertionError("channels need a protocol that encodes events, such as Json()")
         self.pubsub = pubsub
         self.store = pubsub.store
         self.namespace = _namespace(namespace or self.store.urlparams.get("namespace", ""))
-        self.logger = logger or LOGGER
+        self.logger = logger or self.store.logger
         self.connection_error = False
         """Whether the last publishing failed since the server was away."""
-        self._events = _Events(pubsub, self.namespace, (status_channel or "server").lower(), self.logger)
+        self._events = _Events(pubsub, protocol, self.namespace, (status_channel or "server").lower(), self.logger)
         self._events.add_status_listener(self._log_status)
 
     @property
@@ -103,9 +102,6 @@ class Channels:
 
     def __len__(self) -> int:
         return len(self.channels)
-
-    def __bool__(self) -> bool:
-        return True
 
     def __iter__(self) -> Iterator[Channel]:
         return iter(tuple(self.channels.values()))
@@ -208,7 +204,16 @@ class Channels:
 class _Events(waterspout_channels.Channels):
     """The channels themselves, in pulsar's way of speaking."""
 
-    def __init__(self, pubsub: PubSub, namespace: str, status_channel: str, logger: logging.Logger) -> None:
+    _tells_others = False  # in pulsar nobody but its users publishes on the status channel
+
+    def __init__(
+        self,
+        pubsub: PubSub,
+        protocol: MessageProtocol,
+        namespace: str,
+        status_channel: str,
+        logger: logging.Logger,
+    ) -> None:
         # No lingering: who comes back has no place to go on from.
         super().__init__(
             pubsub.lend(self),
@@ -219,18 +224,14 @@ class _Events(waterspout_channels.Channels):
             max_channels=0,
         )
         self._pulsar = pubsub
-
-    @property
-    def registered(self) -> Mapping[str, Channel]:
-        """The channels by name."""
-        return self._registered
+        self._protocol = protocol
 
     def _to_event(self, entry: Entry) -> tuple[str, Any] | None:
         if isinstance(entry, Gap) or entry.event is not None:  # that is one of waterspout's own Channels
             return super()._to_event(entry)
         payload = entry.data if isinstance(entry.data, bytes) else entry.text.encode()
         try:
-            message = self._pulsar.protocol.decode(payload)
+            message = self._protocol.decode(payload)
         except ValueError as error:
             self.logger.warning("dropped a message that cannot be decoded: %s", error)
             return None
@@ -249,14 +250,6 @@ class _Events(waterspout_channels.Channels):
 
     async def _release(self) -> None:
         await self._pulsar.take_back(self)
-
-    def _announce(self, event: str, data: Any) -> asyncio.Future[Position | None]:
-        """Nothing: in pulsar nobody but its users publishes on the status channel."""
-        if event == "down":  # else it would wait to hear that from itself
-            raise BrokerError("the other nodes are not told")
-        answer: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
-        answer.set_result(None)
-        return answer
 
 
 def _namespace(name: str) -> str:

@@ -16,7 +16,7 @@ from ._replies import parse_reply
 from .locks import Lock
 
 if TYPE_CHECKING:
-    from .pubsub import PubSub
+    from .pubsub import MessageProtocol, PubSub
     from .stores import RedisStore
 
 __all__ = ["Pipeline", "RedisClient"]
@@ -35,7 +35,7 @@ class RedisClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.store})"
 
-    def pubsub(self, protocol: Any = None) -> PubSub:
+    def pubsub(self, protocol: MessageProtocol | None = None) -> PubSub:
         """To publish and subscribe on the same store."""
         return self.store.pubsub(protocol)
 
@@ -61,14 +61,17 @@ class RedisClient:
     # Strings
 
     def decrby(self, key: Any, amount: int | None = None) -> Any:
+        """Subtract `amount`, or 1; `decr` is the same. What is left."""
         return self.execute("decrby", key, 1 if amount is None else amount)
 
     def incrby(self, key: Any, amount: int | None = None) -> Any:
+        """Add `amount`, or 1; `incr` is the same. The sum."""
         return self.execute("incrby", key, 1 if amount is None else amount)
 
     decr, incr = decrby, incrby
 
     def incrbyfloat(self, key: Any, amount: float | None = None) -> Any:
+        """The same for a float."""
         return self.execute("incrbyfloat", key, 1 if amount is None else amount)
 
     def set(
@@ -113,6 +116,7 @@ class RedisClient:
         return self.execute("brpop", *_keys(keys), timeout or 0)
 
     def brpoplpush(self, source: Any, destination: Any, timeout: float | None = 0) -> Any:
+        """From the end of one to the beginning of the other; `timeout` as above."""
         return self.execute("brpoplpush", source, destination, timeout or 0)
 
     # Sorted sets
@@ -124,9 +128,11 @@ class RedisClient:
         return self.execute("zadd", name, *args, *(word for name in scores for word in (scores[name], name)))
 
     def zinterstore(self, destination: Any, keys: Any, weights: Any = None, aggregate: str | None = None) -> Any:
+        """Keep what is in all of `keys`, whose scores are weighted, and SUM, MIN or MAX of them. How many."""
         return self.execute("zinterstore", destination, *_sets(keys, weights, aggregate))
 
     def zunionstore(self, destination: Any, keys: Any, weights: Any = None, aggregate: str | None = None) -> Any:
+        """The same for what is in any of them."""
         return self.execute("zunionstore", destination, *_sets(keys, weights, aggregate))
 
     def zrange(self, key: Any, start: Any, stop: Any, withscores: bool = False) -> Any:
@@ -169,9 +175,11 @@ class RedisClient:
     # Scripts, and the rest
 
     def eval(self, script: Any, keys: Sequence[Any] | None = None, args: Sequence[Any] | None = None) -> Any:
+        """Run a Lua `script`."""
         return self.execute("eval", script, len(keys or ()), *(keys or ()), *(args or ()))
 
     def evalsha(self, sha: Any, keys: Sequence[Any] | None = None, args: Sequence[Any] | None = None) -> Any:
+        """Run the Lua script that the server knows by `sha`."""
         return self.execute("evalsha", sha, len(keys or ()), *(keys or ()), *(args or ()))
 
     def sort(

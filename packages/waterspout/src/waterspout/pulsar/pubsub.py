@@ -19,7 +19,7 @@ from ._errors import builtin_errors
 if TYPE_CHECKING:
     from .stores import Store
 
-__all__ = ["Event", "PubSub", "PubSubClient"]
+__all__ = ["Event", "MessageProtocol", "PubSub", "PubSubClient"]
 
 logger: Final = logging.getLogger("waterspout.pulsar")
 
@@ -29,6 +29,16 @@ class PubSubClient(Protocol):
 
     def __call__(self, channel: str, message: Any) -> object:
         """This `message` has come on `channel`."""
+
+
+class MessageProtocol(Protocol):
+    """How messages look on the way: `encode` before publishing, `decode` after receiving."""
+
+    def encode(self, message: Any) -> str | bytes:
+        """What to publish for `message`."""
+
+    def decode(self, payload: bytes) -> Any:
+        """The message in `payload`. Raises `ProtocolError` if there is none."""
 
 
 class Event:
@@ -67,10 +77,10 @@ class Event:
 class _Encoding:
     """A protocol as pulsar has it, whose `encode` may give text."""
 
-    protocol: Any
+    protocol: MessageProtocol
 
     def encode(self, message: Any) -> bytes:
-        encoded: str | bytes = self.protocol.encode(message)
+        encoded = self.protocol.encode(message)
         return encoded.encode() if isinstance(encoded, str) else encoded
 
     def decode(self, payload: bytes) -> Any:
@@ -85,7 +95,7 @@ class PubSub:
     ``connection_lost`` has told of it. What is published to nobody meanwhile is lost, as in pulsar.
     """
 
-    def __init__(self, store: Store, protocol: Any = None) -> None:
+    def __init__(self, store: Store, protocol: MessageProtocol | None = None) -> None:
         self.store = store
         self.protocol = protocol
         self.name = type(self).__name__

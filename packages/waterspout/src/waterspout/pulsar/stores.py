@@ -22,7 +22,7 @@ from ._replies import parse_reply
 from ._urls import Host, build_store_url, location, parse_store_url
 from .channels import Channels
 from .client import Pipeline, RedisClient
-from .pubsub import PubSub
+from .pubsub import MessageProtocol, PubSub
 
 __all__ = [
     "MemoryStore",
@@ -168,11 +168,11 @@ class Store:
         """What locks stand on."""
         raise NotImplementedError(f"{self.name}:// has no locks")
 
-    def pubsub(self, protocol: Any = None) -> PubSub:
+    def pubsub(self, protocol: MessageProtocol | None = None) -> PubSub:
         """To publish and subscribe, raw bytes or what `protocol` makes of them."""
         return PubSub(self, protocol)
 
-    def channels(self, protocol: Any = None, **options: Any) -> Channels:
+    def channels(self, protocol: MessageProtocol | None = None, **options: Any) -> Channels:
         """Channels with events; see there."""
         return Channels(self.pubsub(protocol), **options)
 
@@ -189,6 +189,7 @@ class Store:
 
 
 RemoteStore = Store
+"""The same, by its other name in pulsar."""
 
 
 class RedisStore(Store):
@@ -204,7 +205,7 @@ class RedisStore(Store):
         self,
         pool_size: int | str = 10,
         decode_responses: bool = False,
-        protocol_factory: Callable[..., Any] | None = None,
+        protocol_factory: Callable[..., Any] | None = None,  # this and the next one are pulsar's own business
         parser_class: Any = None,
         **connection: Any,
     ) -> None:
