@@ -102,6 +102,49 @@ def test_f14_a_silent_link_is_tested_and_left_alone(redis_server: RunningServer)
     run(use())
 
 
+def test_f10_a_probe_whose_publisher_breaks_says_nothing_about_the_link(redis_server: RunningServer) -> None:
+    async def use() -> None:
+        told: list[Health] = []
+        async with (
+            FaultProxy(redis_server.port) as proxy,
+            RedisStore("news", proxy.url, silence=0.2, on_health=told.append),
+        ):
+            for _ in range(3):
+                proxy.to_server.faults = Faults(cut_at=b"*3\r\n$7\r\nPUBLISH")
+                made = proxy.connections
+                await eventually(lambda before=made: proxy.live == 1 or proxy.connections > before)
+                proxy.heal()
+                before = probes(redis_server)
+                await eventually(lambda before=before: probes(redis_server) > before)
+            assert states(told) == ["connecting", "connected"]
+
+    run(use())
+
+
+def test_f10_a_probe_of_a_link_that_was_made_anew_says_nothing_about_the_new_one(
+    redis_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_watchdog, "_PROBE_TIMEOUT", 5.0)
+
+    async def use() -> None:
+        told: list[Health] = []
+        async with (
+            FaultProxy(redis_server.port) as proxy,
+            RedisStore("news", proxy.url, silence=0.2, on_health=told.append),
+        ):
+            published = probes(redis_server)
+            proxy.to_server.faults = Faults(hold_at=b"*3\r\n$7\r\nPUBLISH")
+            await eventually(lambda: len(redis_server.call("PUBSUB", "CHANNELS", "waterspout:probe:*")) == 1)
+            redis_server.call("CLIENT", "KILL", "TYPE", "pubsub")
+            await eventually(lambda: states(told) == ["connecting", "connected", "disconnected", "connected"])
+            proxy.heal()
+            await eventually(lambda: probes(redis_server) > published + 1)  # the next one, too
+            assert states(told)[-1] == "connected"
+            assert "deaf" not in states(told)
+
+    run(use())
+
+
 def test_a_link_on_which_something_comes_is_not_tested(redis_server: RunningServer) -> None:
     async def use() -> None:
         async with RedisStore("news", redis_server.url, silence=0.5) as store:

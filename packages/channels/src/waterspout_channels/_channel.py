@@ -134,6 +134,7 @@ class Channel:
     def attach(self, store: ChannelStore, *, patient: bool) -> None:
         """Read `store` from now on. A `patient` one is not told of what is missed until the broker has confirmed."""
         self._store = store
+        store.open()  # it may have been refused, and nobody has asked for it since
         self._cursor = store.cursor()
         store.register(self, patient=patient)
 

@@ -362,8 +362,11 @@ class Channels:
         except RuntimeError:
             return
         # Before the broker was there, there was nothing to be missed. Without a history one begins when it confirms.
-        begins = StatusType.initialised, StatusType.connecting, StatusType.connected
-        patient = self.status in (begins if self.pubsub.history is None else begins[:-1])
+        if self.pubsub.history is None:
+            patient = self.status is not StatusType.disconnected
+        else:  # nobody need have called `connect`
+            new = self.status in (StatusType.initialised, StatusType.connecting)
+            patient = new and self.pubsub.health.state not in ("connected", "deaf")
         unattached, self._unattached = self._unattached, {}
         for channel in unattached:
             channel.attach(self._stores.hold(self.prefixed(channel.name), channel.name), patient=patient)

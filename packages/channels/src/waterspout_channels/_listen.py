@@ -40,6 +40,7 @@ class Listening:
         self._matches = compile_glob(pattern)
         self._after = after
         self._closed = False
+        self._end: Position | None = None
         store = open_store()
         self._channel = str(store.channel)
         at_once = store.subscribed or (after is None and store.covered)
@@ -48,7 +49,7 @@ class Listening:
     @property
     def position(self) -> Position | None:
         """Behind what was taken last; None before it is known."""
-        return None if self._entries is None else self._entries.position
+        return self._end if self._entries is None else self._entries.position
 
     def __aiter__(self) -> Self:
         return self
@@ -67,8 +68,11 @@ class Listening:
     async def aclose(self) -> None:
         """End it; who waits for the next event gets none."""
         self._closed = True
-        if self._entries is not None:
-            await self._entries.aclose()
+        # With a reference to it, whoever listens later would be given what was published since.
+        entries, self._entries = self._entries, None
+        if entries is not None:
+            await entries.aclose()
+            self._end = entries.position
 
     async def __aenter__(self) -> Self:
         await self._begun()

@@ -73,10 +73,15 @@ class HistoryFeed(RemoteFeed):
         super().read_early()
         self._waited = True
 
-    def ask(self, meta: asyncio.Future[Any]) -> None:
+    def ask(self, meta: asyncio.Future[list[Any]]) -> None:
         """There is a link, it is not `covered`, and `meta` will tell where the channel stands now."""
         self._asked_at = asked = time.monotonic()
         meta.add_done_callback(lambda answer: self._stood_at(answer, asked))
+
+    def overtaken(self) -> None:
+        """What is published now may be there before the server is asked: it goes on a connection of its own."""
+        if self._asked_at is not None:
+            self._early = self._early or self._waited
 
     def confirmed(self, broker: RemoteBroker) -> None:
         _redis(broker).recover((self,))
@@ -86,6 +91,12 @@ class HistoryFeed(RemoteFeed):
         self._merge.take(payloads, self.grown)
         if was_live and not self._merge.live:
             _redis(broker).recover((self,))
+
+    def away(self) -> None:
+        """The link has broken. Of a channel on which nobody had published nothing will tell whether the server lost
+        what was published since."""
+        if self._unborn:
+            self._early = self._early or self._waited
 
     def broken(self) -> bool:
         self._merge.interrupt()
@@ -141,22 +152,25 @@ class HistoryFeed(RemoteFeed):
 
     # Where it stood at first
 
-    def _stood_at(self, meta: asyncio.Future[Any], asked: float) -> None:
-        failed = meta.cancelled() or meta.exception() is not None  # which is looked at, whoever wants it
+    def _stood_at(self, answer: asyncio.Future[list[Any]], asked: float) -> None:
+        failed = answer.cancelled() or answer.exception() is not None  # which is looked at, whoever wants it
         if asked != self._asked_at:
             return  # it was stopped meanwhile
-        if failed or time.monotonic() - asked > _PROMPT:
+        late = time.monotonic() - asked > _PROMPT
+        meta = None if failed else answer.result()[0]
+        top = top_in(meta)
+        if failed or late or (top is None and meta is not None):
             self._not_covered()
-            return
         self._asked_at = None
-        if not self._merge.begun:
-            top = top_in(meta.result())
-            self._unborn = top is None
-            if top is not None:
-                self._merge.start(top, self.grown, early=self._early)
+        if top is not None:
+            self._merge.start(top, self.grown, early=self._early)
+        elif not failed:
+            self._unborn = meta is None
 
     def _be_born(self, past: Past) -> bool:
         """Now we know how it was numbered from the first message on."""
+        if self._asked_at is not None:  # what was asked behind it is answered first
+            self._not_covered()
         born, self._unborn = self._unborn and not self._merge.begun, False
         if born:
             self._merge.start(Position(past.epoch, 0), self.grown, early=self._early)
@@ -188,6 +202,7 @@ class HistoryFeed(RemoteFeed):
             if self._reader is None:
                 self._wanted = offset
                 self._reader = asyncio.create_task(self._read_older(_redis(pubsub)))
+                self._reader.add_done_callback(_retrieved)
             else:
                 self._wanted = min(self._wanted, offset)
             # Shielded: one impatient reader must not take it from the others.
@@ -207,6 +222,7 @@ class HistoryFeed(RemoteFeed):
 
     def _asked(self, answer: asyncio.Task[Position | None]) -> None:
         self._asking = None
+        _retrieved(answer)
 
     def _lacking(self, offsets: Mapping[str, int]) -> int | None:
         """The offset behind which messages are wanted that the log does not hold, and Redis may."""
@@ -234,6 +250,12 @@ class HistoryFeed(RemoteFeed):
             self._complete = first > wanted + 1 or fitted < len(older)
         finally:
             self._reader = None
+
+
+def _retrieved(task: asyncio.Task[Any]) -> None:
+    """Whoever wanted to know what became of it may have gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _redis(broker: PubSub | RemoteBroker) -> RedisPubSub:

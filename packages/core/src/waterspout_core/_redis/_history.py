@@ -76,9 +76,12 @@ class RedisHistory:
             payloads.append((fields[1], max(now - int(entry_id.partition(b"-")[0]), 0) / 1000))
         return Past(found.decode(), top, payloads[::-1])
 
-    def meta(self, topic: str) -> Future[Any]:
-        """What `top_in` finds a channel's top in, as it is before anything that is published here from now on."""
-        return self._client.call("GET", keys_of(topic)[0], decode=None)
+    def meta(self, topic: str) -> Future[list[Any]]:
+        """What `top_in` finds a channel's top in, alone in a list, as it is before anything that is published here from
+        now on, but for what `overtakes`."""
+        pipeline = Pipeline()  # which, unlike a GET, is not sent again behind what was published meanwhile
+        pipeline.stack_call("GET", keys_of(topic)[0])
+        return self._client.call(pipeline, decode=None)
 
     def tops(self, topics: Sequence[str]) -> Future[list[Position | None]]:
         """Where each channel stands, asked in one pipeline; None where that is not known."""

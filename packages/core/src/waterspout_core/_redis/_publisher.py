@@ -94,7 +94,11 @@ class Publisher:
         together: list[tuple[str, _Batch]] = []
         ready, functions = self._ready, self._functions
         most = next(most for least, most in _TOGETHER if len(ready) >= least)
+        room = BATCH_BYTES // 2  # with all that is around it: what went as bulk could overtake a question
         while ready and len(together) < most:
+            room -= sum(_size(ready[0], call) for call in self._waiting[ready[0]])
+            if together and room < 0:
+                break
             topic = ready.popleft()
             batches, self._waiting[topic] = _batches(topic, self._waiting[topic])
             if len(batches) == 1:
@@ -193,12 +197,9 @@ def _batches(topic: str, waiting: list[_Call]) -> tuple[list[_Batch], list[_Call
     batch: _Batch = []
     size = 0
     for at, call in enumerate(waiting):
-        payload, key, _ = call
-        grown = len(payload) + _OVERHEAD
-        if key is not None:
-            grown += 4 * (len(topic) + len(key)) + _OVERHEAD  # a character has 4 bytes at most
+        grown = _size(topic, call)
         size += grown
-        if batch and (size > BATCH_BYTES or len(batch) == BATCH_MESSAGES or (key is None) != (batch[0][1] is None)):
+        if batch and (size > BATCH_BYTES or len(batch) == BATCH_MESSAGES or (call[1] is None) != (batch[0][1] is None)):
             batches.append(batch)
             batch, size = [], grown
         if size > BATCH_BYTES:
@@ -206,6 +207,14 @@ def _batches(topic: str, waiting: list[_Call]) -> tuple[list[_Batch], list[_Call
         batch.append(call)
     batches.append(batch)
     return batches, []
+
+
+def _size(topic: str, call: _Call) -> int:
+    """Bytes that it takes in a batch, at most."""
+    payload, key, _ = call
+    size = len(payload) + _OVERHEAD
+    # A character has 4 bytes at most.
+    return size if key is None else size + 4 * (len(topic) + len(key)) + _OVERHEAD
 
 
 def _resolve(batch: _Batch, reply: Any) -> None:

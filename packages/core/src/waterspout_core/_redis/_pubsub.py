@@ -22,6 +22,7 @@ from ._errors import translated, translated_error
 from ._feeds import HistoryFeed
 from ._history import RedisHistory
 from ._leases import RedisLeases
+from ._publisher import BATCH_BYTES
 from ._recovery import Recovery, is_running
 from ._watchdog import Watchdog
 
@@ -144,6 +145,8 @@ class RedisPubSub(PubSub):
         payload = ENVELOPE.encode(message)
         if self._history is None:
             return translated(self._client.call("PUBLISH", topic, payload), lambda receivers: None)
+        if len(payload) > BATCH_BYTES and isinstance(feed := self._open.get(topic.encode()), HistoryFeed):
+            feed.overtaken()
         return translated(self._history.publish(topic, payload, key))
 
     @property
@@ -271,7 +274,12 @@ class RedisPubSub(PubSub):
         return self._link.state is LinkState.CONNECTED
 
     def _link_changed(self, state: LinkState, error: RedisError | None) -> None:
+        was_up = self.health.state in ("connected", "deaf")
         self._watchdog.link_changed(state)
+        if was_up and state is LinkState.DISCONNECTED:
+            for feed in self._open.values():
+                if isinstance(feed, HistoryFeed):
+                    feed.away()
         if state is LinkState.CONNECTED:
             if self._open.keys() - self._link.channels:
                 self._ask_again_later()

@@ -78,10 +78,14 @@ class Watchdog:
             self._look_later(max(left, self._silence / 3))
 
     async def _probe(self) -> None:
+        since = self._since
         try:
             await self._link.probe(self._client, timeout=_PROBE_TIMEOUT)
         except ConnectionLost as error:
-            if self._link.state is not LinkState.CLOSED:
+            # That of the client, by which it was published, or of a link in whose place there is another one already.
+            if error.maybe_executed or self._since != since:
+                logger.debug("a silent link could not be tested: %s", error)
+            elif self._link.state is not LinkState.CLOSED:
                 logger.warning("the link to %s is deaf and is made anew: %s", self._link.address, error)
                 self._change("deaf")
         except NoPermissionError as error:
