@@ -96,11 +96,13 @@ class Publisher:
         most = next(most for least, most in _TOGETHER if len(ready) >= least)
         room = BATCH_BYTES // 2  # with all that is around it: what went as bulk could overtake a question
         while ready and len(together) < most:
-            room -= sum(_size(ready[0], call) for call in self._waiting[ready[0]])
+            topic = ready[0]
+            waiting = self._waiting[topic]
+            room -= _size(topic, waiting[0]) if len(waiting) == 1 else sum(_size(topic, call) for call in waiting)
             if together and room < 0:
                 break
-            topic = ready.popleft()
-            batches, self._waiting[topic] = _batches(topic, self._waiting[topic])
+            ready.popleft()
+            batches, self._waiting[topic] = _batches(topic, waiting)
             if len(batches) == 1:
                 pipeline.stack_call(*functions.command("waterspout_append", *self._arguments(topic, batches[0])))
                 together.append((topic, batches[0]))
