@@ -31,10 +31,10 @@ def test_a_pattern_does_not_match(pattern: str, name: str) -> None:
 
 
 def test_many_stars_take_no_time() -> None:
-    before = time.perf_counter()
+    before = time.process_time()
     assert not compile_glob("*.*.*.*.x")("." * 255)
     assert compile_glob("*.*.*.*.x")("." * 254 + "x")
-    assert time.perf_counter() - before < 0.5
+    assert time.process_time() - before < 0.5
 
 
 @pytest.mark.parametrize(

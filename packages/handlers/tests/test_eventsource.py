@@ -293,21 +293,21 @@ async def test_what_becomes_of_a_slow_reader_is_said_by_the_route(serve: Any) ->
 
 async def test_b18_with_a_period_there_is_one_sending_in_each_and_a_queue_store_loses_nothing(serve: Any) -> None:
     store = QueueStore()
-    async with serve(store=store, door={"period": 0.2}) as server:
+    async with serve(store=store, door={"period": 1.0}) as server:
         peers = [await server.listen("/events") for _ in range(3)]
         loop = asyncio.get_running_loop()
         begin = loop.time()
         await store.submit("first")
         for peer in peers:  # at once: nothing was sent in this period
             assert (await peer.chunk()).startswith(b"data: first\n")
-        assert loop.time() - begin < 0.2
+        assert loop.time() - begin < 1.0
         for number in range(4):
             await store.submit(str(number))
             await asyncio.sleep(0)
         for peer in peers:
             told = peer.parser.feed(await peer.chunk())
             assert [event.data for event in told] == ["0", "1", "2", "3"]
-        assert loop.time() - begin >= 0.2
+        assert loop.time() - begin >= 1.0
 
 
 async def test_b18_with_a_period_a_data_store_sends_the_latest_value_only(serve: Any) -> None:
