@@ -540,6 +540,47 @@ async def test_what_was_said_before_the_peer_closed_is_done(channel_source: Any,
         assert store.log.top == 2000
 
 
+class Slow(QueueStore):
+    """Takes so many seconds to publish, as a broker does."""
+
+    seconds = 0.05
+
+    def submit(self, data: Any, event: str | None = None) -> Any:
+        async def later() -> Any:
+            await asyncio.sleep(self.seconds)
+            return await super(Slow, self).submit(data, event)
+
+        return asyncio.ensure_future(later())
+
+
+@pytest.mark.parametrize("store", [QueueStore, Slow])
+async def test_who_closes_his_direction_when_all_is_said_is_answered_all_the_same(store: Any) -> None:
+    """As `nc -N` does, and reads on. It may take its time before it says anything."""
+    async with serving(store()) as running:
+        for _ in range(20):
+            console = await running.connect()
+            assert await console.ask("PING") == "PONG"  # so the server waits for more when that comes
+            console.writer.write(b"PUBLISH updates by hand\nPING\n")  # both before the loop has another turn
+            console.writer.write_eof()
+            answers = (await console.rest()).decode().splitlines()
+            assert [line.split()[0] for line in answers] == ["CONFIRMED", "PONG"]
+        assert running.server.store is not None
+        assert running.server.store.log.top == 20
+
+
+async def test_an_end_that_has_to_wait_for_an_answer_keeps_nobody_busy() -> None:
+    store = Slow()
+    store.seconds = 0.5
+    async with serving(store) as running:
+        console = await running.connect()
+        assert await console.ask("PING") == "PONG"
+        await console.send(b"PUBLISH updates by hand\n")
+        console.writer.write_eof()
+        spent = time.process_time()
+        assert (await console.rest()).startswith(b"CONFIRMED")
+        assert time.process_time() - spent < 0.25  # who is told of it again and again works all the time
+
+
 async def test_a_key_is_published_once(channel_source: Any) -> None:
     source = channel_source(MemoryPubSub(history=History(100)))
     async with serving(source=source) as running:

@@ -22,6 +22,7 @@ from waterspout_core import BadMessage, BaseStore, BrokerError, Source, from_id
 from ._audience import Behind, Policy, position_of
 from ._connections import Connections
 from ._goodbye import Goodbye
+from ._half_open import HalfOpenStream
 from ._line_protocol import (
     MAX_LINE,
     MESSAGE_LINES,
@@ -141,6 +142,8 @@ class LineServer(TCPServer):
             except (OSError, StreamClosedError):
                 stream.close()
                 return
+        else:
+            stream = HalfOpenStream(stream.socket)
         # Of a Unix socket there is no address.
         LineOutlet(stream, self, address[0] if isinstance(address, tuple) else "").open({})
 
