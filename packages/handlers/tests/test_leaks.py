@@ -70,7 +70,11 @@ EACH: Final = (
 EACH_AT: Final = {
     "websocket": ("waterspout_handlers._socket.Socket", "waterspout_handlers._dialogue.Dialogue"),
     "deflated": ("waterspout_handlers._socket.Socket", "waterspout_handlers._dialogue.Dialogue"),
-    "lines": ("waterspout_handlers._lines.LineOutlet", "waterspout_handlers._line_protocol.LineReader"),
+    "lines": (
+        "waterspout_handlers._lines.LineOutlet",
+        "waterspout_handlers._line_protocol.LineReader",
+        "waterspout_handlers._half_open.HalfOpenStream",  # in place of Tornado's
+    ),
 }
 
 
