@@ -625,6 +625,7 @@ async def test_what_c_code_takes_is_found_out_by_calling_it() -> None:
     async with Channels() as channels:
         channels.register("news", "*", print)
         channels.register("news", "*", dict)
+        assert channels.registered["news"].callbacks == {"*": (print, dict)}
 
 
 async def test_closed_channels_neither_publish_nor_lock() -> None:
