@@ -105,7 +105,7 @@ def test_each_command_is_told_once_by_name_with_its_seconds_and_its_error(redis_
                 lambda: client.call("config", "get", "maxmemory"),
                 lambda: client.call(pipeline),
                 lambda: client.call(blocking),
-                lambda: client.call("BLPOP", "q", 0.2),
+                lambda: client.call("BLPOP", "q", 1.0),
                 lambda: client.call("GET", "k", bulk=True),
             ):
                 await asyncio.wait((call(),))
@@ -125,9 +125,9 @@ def test_each_command_is_told_once_by_name_with_its_seconds_and_its_error(redis_
         ("WATCH", None),
         ("PIPELINE", None),
     ]
-    assert recorder.seconds[5] > 0.15
-    assert all(0 < seconds < 5 for seconds in recorder.seconds)
-    assert min(recorder.seconds) < 0.15
+    # Of a second: a command that waits for nothing takes much less, on a busy machine, too.
+    assert 0.95 < recorder.seconds[5] < 1.8
+    assert all(0 < seconds < 0.75 for place, seconds in enumerate(recorder.seconds) if place != 5)
 
 
 def test_a_command_that_ends_without_an_answer_is_told_too(fresh_redis_server: RunningServer) -> None:

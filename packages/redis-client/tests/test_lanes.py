@@ -92,7 +92,7 @@ def test_f15_a_block_that_ends_without_a_value_is_an_answer_though_the_server_wa
         async with Client(redis_server.url, timeout=0.3, health_check_interval=0.1) as client:
             begun = time.monotonic()
             assert await client.call(*command) is None
-            assert 0.35 < time.monotonic() - begun < 3
+            assert 0.35 < time.monotonic() - begun < 0.7
 
     run(main())
 
@@ -106,7 +106,7 @@ def test_f15_the_deadline_is_the_block_time_and_the_timeout_on_top(fresh_redis_s
             begun = time.monotonic()
             with pytest.raises(CallTimeout) as caught:
                 await call
-            assert 0.3 < time.monotonic() - begun < 3
+            assert 0.3 < time.monotonic() - begun < 0.6
             assert caught.value.seconds == pytest.approx(0.4)
             assert caught.value.maybe_executed
             fresh_redis_server.resume()

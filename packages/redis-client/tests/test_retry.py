@@ -208,7 +208,7 @@ def test_f3_cancelling_returns_at_once_though_the_server_is_suspended(fresh_redi
                 task.cancel()
             await asyncio.wait(tasks)
             assert all(task.cancelled() for task in tasks)
-            assert time.monotonic() - begun < 2  # and not the timeout
+            assert time.monotonic() - begun < 0.1
             fresh_redis_server.resume()
             assert await client.call("PING") == b"PONG"
 

@@ -151,7 +151,7 @@ class Storm:
         await asyncio.sleep(SECONDS)
         # On a busy machine it takes longer until everything has happened once.
         with contextlib.suppress(AssertionError):
-            await eventually(lambda: not self.missing(), deadline=40)
+            await eventually(lambda: not self.missing(), deadline=15)
         self.over = True
         for task in others:
             task.cancel()
@@ -165,7 +165,7 @@ class Storm:
 
 async def storm(server: RunningServer) -> None:
     options: dict[str, Any] = {"timeout": 0.15, "max_in_flight": 256, "max_leases": LEASES, "client_name": "storm"}
-    async with asyncio.timeout(80), Client(server.url, **options) as client:
+    async with asyncio.timeout(30), Client(server.url, **options) as client:
         storm = Storm(client, server, random.Random(SEED))
         await storm.rage()
         print(dict(storm.outcomes))
