@@ -221,6 +221,29 @@ def test_a_reset_is_a_reset_on_both_sides() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_what_was_held_does_not_come_out_when_all_is_reset_and_healed_at_once(turns: int) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            async with FaultProxy(listener.getsockname()[1]) as proxy, connected(proxy) as (reader, _):
+                await eventually(lambda: proxy.live == 1)
+                server = listener.accept()[0]
+                with server:
+                    proxy.to_client.faults = Faults(black_hole=True)
+                    await eventually(lambda: len(asyncio.all_tasks()) >= 6)  # ours, the tunnel's, and its ways'
+                    server.send(b"held")
+                    # So many turns of the loop ago it came to the proxy.
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    proxy.reset()
+                    proxy.heal()
+                    with pytest.raises(ConnectionResetError):
+                        await reader.read(100)
+            assert proxy.to_client.bytes == 0
+
+    run(main())
+
+
 def test_a_reset_by_one_side_reaches_the_other() -> None:
     async def hang_up_rudely(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -271,6 +271,7 @@ class _Tunnel:
         self._far = socket.socket()
         self._proxy, self._ended = proxy, ended
         self._reset = False
+        self._ways: list[asyncio.Task[None]] = []
         for side in (self._near, self._far):
             side.setblocking(False)
             side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -285,7 +286,10 @@ class _Tunnel:
             for side in (self._near, self._far):
                 with contextlib.suppress(OSError):
                     side.shutdown(socket.SHUT_RDWR)
-        self.task.cancel()
+        # Not the task alone, which would tell them a turn later: what was held up is not to come out in between,
+        # though all be healed by then.
+        for task in (*self._ways, self.task):
+            task.cancel()
 
     async def _run(self) -> None:
         loop, proxy = asyncio.get_running_loop(), self._proxy
@@ -299,8 +303,8 @@ class _Tunnel:
                     (proxy.to_client, self._far, self._near),
                 ):
                     pieces: _Pieces = asyncio.Queue(_PIECES_ON_THEIR_WAY)
-                    group.create_task(_listen_to(source, pieces))
-                    group.create_task(way.forward(pieces, sink))
+                    self._ways.append(group.create_task(_listen_to(source, pieces)))
+                    self._ways.append(group.create_task(way.forward(pieces, sink)))
         except* _Cut as cuts:
             self._reset = any(isinstance(cut, _Cut) and cut.reset for cut in cuts.exceptions)
         except* OSError:
