@@ -55,6 +55,23 @@ class Reader:
         return self.got
 
 
+def test_a_server_is_valkey_too(redis_server: RunningServer) -> None:
+    async def use() -> list[tuple[str, Any]]:
+        async with open_pubsub(redis_server.url.replace("redis://", "valkey://")) as pubsub:
+            client = Client(pubsub)
+            await pubsub.subscribe("news")
+            assert await pubsub.publish("news", "text") == 1
+            return await client.until(1)
+
+    assert run(use()) == [("news", b"text")]
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "redis:localhost", "localhost:6379", ""])
+def test_what_is_no_server_is_refused_with_what_would_be_one(url: str) -> None:
+    with pytest.raises(ValueError, match="no broker at .*redis://.*valkey://.*unix://"):
+        open_pubsub(url)
+
+
 def test_an_answer_that_does_not_come_in_time_is_an_error(redis_server: RunningServer) -> None:
     async def use() -> None:
         async with FaultProxy(redis_server.port) as proxy, open_pubsub(proxy.url, timeout=0.2) as pubsub:

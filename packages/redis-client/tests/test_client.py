@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from waterspout_redis import (
+    AuthenticationError,
     CallTimeout,
     Client,
     ClosedError,
@@ -323,6 +324,20 @@ def test_a_wrong_password_is_a_connect_error_that_names_its_step(
         assert not caught.value.maybe_executed
         assert "wrong@" not in str(caught.value)
         assert not client.is_connected()
+        await client.aclose()
+
+    run(main())
+
+
+def test_a_missing_password_is_a_connect_error_that_says_where_it_goes(fresh_redis_server: RunningServer) -> None:
+    fresh_redis_server.call("CONFIG", "SET", "requirepass", "secret")
+
+    async def main() -> None:
+        client = Client(fresh_redis_server.url)
+        with pytest.raises(ConnectError, match=r"redis://:PASSWORD@HOST, or password=$") as caught:
+            await client.call("PING")
+        assert isinstance(caught.value.cause, AuthenticationError)
+        assert not caught.value.maybe_executed
         await client.aclose()
 
     run(main())

@@ -129,8 +129,11 @@ class Storm:
             callers[place] = asyncio.create_task(self.caller(place))
 
     async def trouble(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         while True:
-            await asyncio.sleep(self.chance.uniform(0.01, 0.1))
+            # A busy machine needs longer to connect than there is between two kills: it is given that as time goes by.
+            await asyncio.sleep(self.chance.uniform(0.01, 0.1) * max(1.0, (loop.time() - began) / SECONDS))
             if self.chance.random() < 0.15:
                 # Longer than the time-out of a call, so that some are late.
                 self.server.call("CLIENT", "PAUSE", 200)

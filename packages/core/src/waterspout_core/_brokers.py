@@ -8,7 +8,7 @@ from ._history import History
 from ._memory import MemoryPubSub
 from ._pubsub import PubSub, PubSubProtocol
 
-REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+REDIS_SCHEMES: Final = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
 
 def open_pubsub(
@@ -19,7 +19,8 @@ def open_pubsub(
     retention: float = 3600.0,
     **options: Any,
 ) -> PubSub:
-    """A `PubSub` for `url`: `memory://` is this process; `redis://`, `rediss://` and `unix://` a Redis server.
+    """A `PubSub` for `url`: `memory://` is this process; `redis://`, `rediss://` and `unix://` a Redis server, of which
+    `valkey://` and `valkeys://` are other names.
 
     Of each channel that stores are fed by, the newest `history` messages are kept for `retention` seconds; 0 keeps
     none. `options` go to `RedisPubSub` and the Redis client. Nothing is connected before it is used, so no loop needs
@@ -32,7 +33,9 @@ def open_pubsub(
     if url == "memory://":
         return MemoryPubSub(protocol=protocol, history=kept)
     if not url.startswith(REDIS_SCHEMES):
-        raise ValueError(f"no broker at {url!r}: it is memory://, or a Redis at redis://, rediss:// or unix://")
+        raise ValueError(
+            f"no broker at {url!r}: it is memory://, or a server at redis://, rediss://, valkey://, valkeys:// or unix://"
+        )
     try:
         from ._redis import RedisPubSub
     except ModuleNotFoundError as error:

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, cast
 
 from ._encoding import Packed, Parts, pack
 from ._errors import (
+    AuthenticationError,
     ClosedError,
     ConnectError,
     ConnectionLost,
@@ -166,10 +167,12 @@ class Connection(asyncio.BufferedProtocol):
         except ResponseError as error:
             if error.code == "ERR" and "unknown command" in str(error).lower():
                 return False
-            if error.code == "NOAUTH" and address.password is not None:
-                # We did send the password. Valkey 9 says so of any command it does not know, before the log-in.
-                return False
-            raise
+            if error.code != "NOAUTH":
+                raise
+            if address.password is None:  # which the server tells in words about the protocol
+                raise AuthenticationError("NOAUTH it wants a password: redis://:PASSWORD@HOST, or password=") from error
+            # We did send the password. Valkey 9 says so of any command it does not know, before the log-in.
+            return False
         return True
 
     async def _ask(self, *command: str | int) -> Any:

@@ -42,7 +42,7 @@ def option(name: str, *names: str, **settings: Any) -> Callable[[F], F]:
 
 def redis_option(help: str) -> Callable[[F], F]:
     """`--redis URL`."""
-    return option("--redis", metavar="URL", help=f"{help} redis://, rediss:// or unix://")
+    return option("--redis", metavar="URL", help=f"{help} redis://, rediss:// or unix:// (valkey:// is the same)")
 
 
 def history_options(help: str) -> Callable[[F], F]:
