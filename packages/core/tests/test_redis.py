@@ -68,7 +68,7 @@ def test_a_server_is_valkey_too(redis_server: RunningServer) -> None:
 
 @pytest.mark.parametrize("url", ["http://localhost", "redis:localhost", "localhost:6379", ""])
 def test_what_is_no_server_is_refused_with_what_would_be_one(url: str) -> None:
-    with pytest.raises(ValueError, match="no broker at .*redis://.*valkey://.*unix://"):
+    with pytest.raises(ValueError, match=r"no broker at .*redis://.*valkey://.*unix://"):
         open_pubsub(url)
 
 

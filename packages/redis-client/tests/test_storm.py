@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -102,7 +103,7 @@ class Storm:
         chance = self.chance
         while not self.over:
             # They shall be many at a time, but not only wait for each other.
-            await asyncio.sleep(chance.random() * 0.1)
+            await asyncio.sleep(chance.random() * 0.1 * self.calm)
             self.tokens += 1
             kind = chance.choice(self.kinds)
             patience = chance.random() * 0.05 if chance.random() < 0.2 else None
@@ -129,17 +130,20 @@ class Storm:
             callers[place] = asyncio.create_task(self.caller(place))
 
     async def trouble(self) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         while True:
-            # A busy machine needs longer to connect than there is between two kills: it is given that as time goes by.
-            await asyncio.sleep(self.chance.uniform(0.01, 0.1) * max(1.0, (loop.time() - began) / SECONDS))
+            await asyncio.sleep(self.chance.uniform(0.01, 0.1) * self.calm)
             if self.chance.random() < 0.15:
                 # Longer than the time-out of a call, so that some are late.
                 self.server.call("CLIENT", "PAUSE", 200)
                 await asyncio.sleep(0.2)
             self.server.call("CLIENT", "KILL", "TYPE", "normal")
             self.outcomes["killed"] += 1
+
+    @property
+    def calm(self) -> float:
+        """A busy machine cannot so much as connect between two kills, nor answer so many in time: for it the storm abates
+        until everything has happened once."""
+        return max(1.0, (time.monotonic() - self.began) / SECONDS) ** 2
 
     def missing(self) -> set[str]:
         """What has not happened yet."""
@@ -149,6 +153,7 @@ class Storm:
     async def rage(self) -> None:
         self.counts = [0] * CALLERS
         self.over = False
+        self.began = time.monotonic()
         callers = [asyncio.create_task(self.caller(number)) for number in range(CALLERS)]
         others = [asyncio.create_task(self.impatience(callers)), asyncio.create_task(self.trouble())]
         await asyncio.sleep(SECONDS)
