@@ -11,7 +11,7 @@ pytest_plugins = ["waterspout_redis.testing.plugin"] if find_spec("waterspout_re
 
 
 def pytest_configure() -> None:
-    """Who is started in the background of a script ignores Ctrl-C, and so would all that tests start, and stop by it."""
+    """Who is started in the background of a script ignores Ctrl-C, and so would what tests start, and end by it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

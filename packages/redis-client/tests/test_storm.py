@@ -141,8 +141,8 @@ class Storm:
 
     @property
     def calm(self) -> float:
-        """A busy machine cannot so much as connect between two kills, nor answer so many in time: for it the storm abates
-        until everything has happened once."""
+        """A busy machine cannot connect between two kills, nor answer so many in time: for it the storm abates until
+        everything has happened once."""
         return max(1.0, (time.monotonic() - self.began) / SECONDS) ** 2
 
     def missing(self) -> set[str]:
