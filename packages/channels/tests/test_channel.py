@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from waterspout_channels import CallbackError, Channel, Channels
-from waterspout_core import BadChannel, BrokerError, Gap, History, MemoryBroker, MemoryPubSub, TooManyChannels
+from waterspout_channels import CallbackError, Channel, Channels, Dialect
+from waterspout_core import BadChannel, BrokerError, Gap, History, MemoryBroker, MemoryPubSub, Message, TooManyChannels
 
 PAYLOADS: list[Any] = [
     *("text", "", "null", "žluťoučký 🐎", "\x1e{}\n"),
@@ -641,15 +641,15 @@ async def test_a_coroutine_function_may_close_the_channels_that_called_it() -> N
     assert channels.status is Channels.statusType.closed
 
 
-async def test_what_a_subclass_cannot_understand_does_not_make_it_deaf(caplog: pytest.LogCaptureFixture) -> None:
-    class Odd(Channels):
-        def _to_event(self, entry: Any) -> tuple[str, Any] | None:
-            event, data = super()._to_event(entry) or ("", None)
+async def test_what_a_dialect_cannot_understand_does_not_make_it_deaf(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(Dialect):
+        def event_of(self, message: Message) -> tuple[str, Any] | None:
+            event, data = super().event_of(message) or ("", None)
             if data == "no name":
                 return [], None  # type: ignore[return-value]
             return None if data == "nothing" else (event, 1 // data)
 
-    async with Odd() as channels:
+    async with Channels(dialect=Odd()) as channels:
         noted = Noted()
         channels.register("match", "*", noted)
         for data in (1, 0, "nothing", "no name", 1):

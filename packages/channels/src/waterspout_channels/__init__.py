@@ -2,6 +2,7 @@
 
 from ._channel import Callback, CallbackError, Channel
 from ._channels import Channels
+from ._dialect import Dialect
 from ._listen import ChannelEvent, Listening
 from ._locks import Lock, LockError
 from ._status import StatusListener, StatusType
@@ -12,6 +13,7 @@ __all__ = [
     "Channel",
     "ChannelEvent",
     "Channels",
+    "Dialect",
     "Listening",
     "Lock",
     "LockError",

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isasyncgenfunction, isawaitable, ismethod, signature
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from waterspout_core import GAP_EVENT, BaseStore, BrokerError, ChannelStore, Entry, compile_glob
+from waterspout_core import GAP_EVENT, BaseStore, BrokerError, ChannelStore, Entry, Gap, compile_glob
 
 if TYPE_CHECKING:
     from ._channels import Channels
@@ -165,14 +165,14 @@ class Channel:
 
     def _read(self) -> None:
         """Fire what stands behind the cursor now, until something is to be awaited."""
-        store, to_event = self._store, self.channels._to_event
+        store, event_of = self._store, self.channels.dialect.event_of
         end = 0 if store is None else store.log.top
         self._reading = True
         try:
             while True:
                 for entry in self._run:
                     try:
-                        told = to_event(entry)
+                        told = (GAP_EVENT, {"missed": entry.missed}) if isinstance(entry, Gap) else event_of(entry)
                         if told is not None:
                             self._call(*told)
                     except Exception:  # what is behind it shall come all the same

@@ -8,17 +8,13 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from weakref import WeakSet
 
 from waterspout_core import (
-    GAP_EVENT,
     BadChannel,
     BrokerError,
     ChannelStore,
-    Entry,
-    Gap,
-    Message,
     MiB,
     Position,
     PubSub,
@@ -27,14 +23,12 @@ from waterspout_core import (
 )
 
 from ._channel import Callback, Channel
+from ._dialect import Dialect
 from ._listen import Listening
 from ._locks import Lock
 from ._open_stores import OpenStores
 from ._presence import Presence
 from ._status import Status, StatusListener, StatusType
-
-UNNAMED: Final = "message"
-"""The event of a message that has no name, as browsers call it (WHATWG HTML, server-sent events)."""
 
 _FAREWELL: Final = 1.0
 """Seconds to give back all that is locked, when they are closed."""
@@ -49,7 +43,7 @@ class Channels:
 
     After `connect`, this node, by the name `node`, tells the others on the `status_channel` (by default ``server``)
     that it is `up`, that its link was restored (`reconnect`), and that it goes (`down`). A callback that fails is
-    logged and counted; `on_error` says whether it is kept.
+    logged and counted; `on_error` says whether it is kept. `dialect` says how events travel.
 
     A channel that nobody reads is kept for `linger` seconds after it was last used, so that a subscriber whose
     connection broke finds what it missed. There are never more than `max_channels`, those with callbacks not counted: a
@@ -68,6 +62,7 @@ class Channels:
         status_channel: str | None = None,
         logger: logging.Logger | None = None,
         on_error: Literal["keep", "remove"] = "keep",
+        dialect: Dialect | None = None,
         node: str | None = None,
         history: int = 1_000,
         retention: float = 3600.0,
@@ -83,7 +78,10 @@ class Channels:
             pubsub = open_pubsub(pubsub, history=history, retention=retention)
         elif not isinstance(pubsub, PubSub):
             raise TypeError(f"Channels take a broker's URL or a PubSub, not {pubsub!r:.80}")
+        if not isinstance(dialect, Dialect | None):
+            raise TypeError(f"Channels take a Dialect, not {dialect!r:.80}")
         self.pubsub = pubsub
+        self.dialect = Dialect() if dialect is None else dialect
         self.namespace = check_channel(namespace) if namespace else ""
         self.logger = logger or logging.getLogger("waterspout.channels")
         self.on_error = on_error
@@ -169,7 +167,7 @@ class Channels:
         Raises `BadChannel`, `TooManyChannels`, and `BrokerError` after `aclose`; and `BadPosition`, at the latest when
         the first event is asked for.
         """
-        listening = Listening(lambda: self._open(channel), self._to_event, event, after)
+        listening = Listening(lambda: self._open(channel), self.dialect, self.logger, event, after)
         self._listening.add(listening)
         return listening
 
@@ -210,7 +208,9 @@ class Channels:
             refused: asyncio.Future[Position | None] = asyncio.get_running_loop().create_future()
             refused.set_exception(BrokerError("these channels are closed"))
             return refused
-        return self._submit(topic, event, data, key)
+        answer = self.dialect.publish(self.pubsub, topic, event, data, key)
+        # Asking here is less work than `ensure_future` does for what is a Future already.
+        return answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(answer)
 
     def lock(
         self,
@@ -293,7 +293,7 @@ class Channels:
         with contextlib.suppress(TimeoutError):  # what cannot be given back ends by itself
             async with asyncio.timeout(_FAREWELL):
                 await asyncio.gather(*(lock.aclose() for lock in tuple(self._locks)), return_exceptions=True)
-        await self._release()
+        await self.dialect.release(self.pubsub)
         self._status.change(StatusType.closed)
 
     async def __aenter__(self) -> Self:
@@ -301,25 +301,6 @@ class Channels:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
-
-    # For subclasses that speak another way, as that of waterspout.pulsar, which another distribution holds
-
-    _tells_others: ClassVar[bool] = True
-    """Whether the nodes tell one another of themselves on the status channel."""
-
-    def _to_event(self, entry: Entry) -> tuple[str, Any] | None:
-        """The name and the data of the event that `entry` is; None if it is none."""
-        if isinstance(entry, Gap):
-            return GAP_EVENT, {"missed": entry.missed}
-        return entry.event or UNNAMED, entry.data
-
-    def _submit(self, topic: str, event: str | None, data: Any, key: str | None) -> asyncio.Future[Position | None]:
-        """Publish to what the broker knows as `topic`."""
-        return self.pubsub.submit(topic, Message(data, event), key=key)
-
-    async def _release(self) -> None:
-        """The broker is not needed any more."""
-        await self.pubsub.aclose()
 
     # For its parts
 

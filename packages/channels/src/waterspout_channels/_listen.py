@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from waterspout_core import BrokerError, ChannelStore, Entry, Gap, Position, Subscription, compile_glob
+from waterspout_core import BrokerError, ChannelStore, Gap, Position, Subscription, compile_glob
+
+from ._dialect import Dialect
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,14 @@ class Listening:
     def __init__(
         self,
         open_store: Callable[[], ChannelStore],
-        to_event: Callable[[Entry], tuple[str, Any] | None],
+        dialect: Dialect,
+        logger: logging.Logger,
         pattern: str,
         after: Position | str | None,
     ) -> None:
         self._open_store = open_store
-        self._to_event = to_event
+        self._dialect = dialect
+        self._logger = logger
         self._matches = compile_glob(pattern)
         self._after = after
         self._closed = False
@@ -60,9 +65,12 @@ class Listening:
             async for entry in entries:
                 if isinstance(entry, Gap):
                     return entry
-                told = self._to_event(entry)
-                if told is not None and self._matches(told[0]):
-                    return ChannelEvent(self._channel, *told, entries.position)
+                try:
+                    told = self._dialect.event_of(entry)
+                    if told is not None and self._matches(told[0]):
+                        return ChannelEvent(self._channel, *told, entries.position)
+                except Exception:  # what is behind it shall come all the same
+                    self._logger.exception("a message on %r cannot be understood", self._channel)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

@@ -82,7 +82,7 @@ class Presence:
             self._confirming.cancel()
             await asyncio.wait((self._confirming,))
         async with self._leaving:  # who closes it as well shall not do so in the middle of that
-            if self.status.now is StatusType.connected and self._was_up and self._channels._tells_others:
+            if self.status.now is StatusType.connected and self._was_up and self._channels.dialect.tells_others:
                 self._was_up = False
                 with suppress(BrokerError, TimeoutError):
                     await self._say_goodbye()
@@ -126,7 +126,7 @@ class Presence:
             return
         self.status.change(StatusType.connected)
         event, self._was_up = RECONNECT if self._was_up else UP, True
-        if self._channels._tells_others:
+        if self._channels.dialect.tells_others:
             self._tell(event).add_done_callback(self._told)
 
     def _tell(self, event: str) -> asyncio.Future[Position | None]:

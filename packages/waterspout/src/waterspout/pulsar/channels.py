@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 import waterspout_channels
-from waterspout_channels import Callback, CallbackError, Channel, StatusType
-from waterspout_core import BrokerError, Entry, Gap, Position
+import waterspout_core
+from waterspout_channels import Callback, CallbackError, Channel, Dialect, StatusType
+from waterspout_core import BrokerError, Message
 
 from ._errors import ProtocolError, builtin_errors
 from .locks import Lock
@@ -68,7 +69,16 @@ class Channels:
         self.logger = logger or self.store.logger
         self.connection_error = False
         """Whether the last publishing failed since the server was away."""
-        self._events = _Events(pubsub, protocol, self.namespace, (status_channel or "server").lower(), self.logger)
+        dialect = _Pulsar(pubsub, protocol, self.namespace, self.logger)
+        self._events = waterspout_channels.Channels(
+            pubsub.lend(dialect),
+            namespace=self.namespace,
+            status_channel=(status_channel or "server").lower(),
+            logger=self.logger,
+            on_error="remove",
+            dialect=dialect,
+            max_channels=0,  # no lingering: who comes back has no place to go on from
+        )
         self._events.add_status_listener(self._log_status)
 
     @property
@@ -201,55 +211,39 @@ class Channels:
             self.logger.critical("%s is not connected, and tries again", self)
 
 
-class _Events(waterspout_channels.Channels):
-    """The channels themselves, in pulsar's way of speaking."""
+class _Pulsar(Dialect):
+    """Pulsar's way of speaking, through a PubSub that others may stand on, too."""
 
-    _tells_others = False  # in pulsar nobody but its users publishes on the status channel
+    tells_others = False  # in pulsar nobody but its users publishes on the status channel
 
-    def __init__(
-        self,
-        pubsub: PubSub,
-        protocol: MessageProtocol,
-        namespace: str,
-        status_channel: str,
-        logger: logging.Logger,
-    ) -> None:
-        # No lingering: who comes back has no place to go on from.
-        super().__init__(
-            pubsub.lend(self),
-            namespace=namespace,
-            status_channel=status_channel,
-            logger=logger,
-            on_error="remove",
-            max_channels=0,
-        )
-        self._pulsar = pubsub
+    def __init__(self, pubsub: PubSub, protocol: MessageProtocol, namespace: str, logger: logging.Logger) -> None:
+        self._pubsub = pubsub
         self._protocol = protocol
+        self._namespace = namespace
+        self._logger = logger
 
-    def _to_event(self, entry: Entry) -> tuple[str, Any] | None:
-        if isinstance(entry, Gap) or entry.event is not None:  # that is one of waterspout's own Channels
-            return super()._to_event(entry)
-        payload = entry.data if isinstance(entry.data, bytes) else entry.text.encode()
+    def event_of(self, message: Message) -> tuple[str, Any] | None:
+        if message.event is not None:  # it comes from one of waterspout's own Channels
+            return super().event_of(message)
+        payload = message.data if isinstance(message.data, bytes) else message.text.encode()
         try:
-            message = self._protocol.decode(payload)
+            members = self._protocol.decode(payload)
         except ValueError as error:
-            self.logger.warning("dropped a message that cannot be decoded: %s", error)
+            self._logger.warning("dropped a message that cannot be decoded: %s", error)
             return None
-        event = message.get("event", "") if isinstance(message, Mapping) else None
+        event = members.get("event", "") if isinstance(members, Mapping) else None
         if not isinstance(event, str):
-            self.logger.warning("dropped a message that is no event: %r", message)
+            self._logger.warning("dropped a message that is no event: %r", members)
             return None
-        return event, message.get("data")
+        return event, members.get("data")
 
-    def _submit(self, topic: str, event: str | None, data: Any, key: str | None) -> asyncio.Future[Position | None]:
-        return asyncio.ensure_future(self._publish(topic, event or "", data))
+    async def publish(
+        self, pubsub: waterspout_core.PubSub, topic: str, event: str | None, data: Any, key: str | None
+    ) -> None:
+        await self._pubsub.publish(topic, event_message(topic.removeprefix(self._namespace), event or "", data))
 
-    async def _publish(self, topic: str, event: str, data: Any) -> Position | None:
-        await self._pulsar.publish(topic, event_message(topic.removeprefix(self.namespace), event, data))
-        return None
-
-    async def _release(self) -> None:
-        await self._pulsar.take_back(self)
+    async def release(self, pubsub: waterspout_core.PubSub) -> None:
+        await self._pubsub.take_back(self)
 
 
 def _namespace(name: str) -> str:

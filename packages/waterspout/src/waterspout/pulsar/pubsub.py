@@ -102,7 +102,7 @@ class PubSub:
         self._clients: dict[PubSubClient, None] = {}
         self._events: dict[str, Event] = {}
         self._broker: waterspout_core.PubSub | None = None
-        self._lent: WeakSet[object] = WeakSet()  # to these Channels, which are not closed yet
+        self._lent: WeakSet[object] = WeakSet()  # for Channels that are not closed yet
         self._up = False
 
     def __repr__(self) -> str:
@@ -117,14 +117,14 @@ class PubSub:
             self._broker.add_health_listener(self._health_changed)
         return self._broker
 
-    def lend(self, channels: object) -> waterspout_core.PubSub:
-        """The same for `channels`, which stand on it until they give it back."""
-        self._lent.add(channels)
+    def lend(self, user: object) -> waterspout_core.PubSub:
+        """The same for `user`, whose Channels stand on it until he gives it back."""
+        self._lent.add(user)
         return self.broker
 
-    async def take_back(self, channels: object) -> None:
+    async def take_back(self, user: object) -> None:
         """They are closed, and with them this PubSub, unless others stand on it."""
-        self._lent.discard(channels)
+        self._lent.discard(user)
         await self.close()
 
     @property
