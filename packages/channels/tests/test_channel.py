@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -493,6 +494,44 @@ async def test_what_is_fired_while_something_is_awaited_comes_behind_it() -> Non
         gate.set()
         await until(lambda: len(noted.got) == 3)
         assert [event for _, event, _ in noted.got] == ["a", "b", "c"]
+
+
+async def test_what_is_fired_waits_for_callbacks_within_bounds_and_is_refused_whole_beyond() -> None:
+    async with Channels() as channels:
+        noted, slowly, gate = Noted(), Noted(), asyncio.Event()
+
+        async def slow(channel: Channel, event: str, data: Any) -> None:
+            await gate.wait()
+            slowly(channel, event, data)
+
+        channel = channels.register("match", "*", noted)
+        channels.register("match", "*", slow)
+        for number in range(1000):
+            channel.fire("goal", number)
+        with pytest.raises(asyncio.QueueFull, match=r"'goal' is not fired on 'match', where 1000 calls .* wait"):
+            channel.fire("goal", "too many")
+        assert noted.data == list(range(1000))
+        await channels.publish("match", "goal", 1000)  # which waits in the log
+        gate.set()
+        await until(lambda: len(slowly.data) == 1001)
+        channel.fire("goal", 1001)
+        await until(lambda: len(slowly.data) == 1002)
+        assert noted.data == slowly.data == list(range(1002))
+
+
+async def test_events_of_the_log_are_fired_however_many_callbacks_an_event_has() -> None:
+    async with Channels() as channels:
+        noted = Noted()
+
+        async def coroutine(number: int, channel: Channel, event: str, data: Any) -> None:
+            noted(channel, event, number)
+
+        for number in range(1500):
+            channels.register("match", "*", partial(coroutine, number))
+        await channels.publish("match", "goal")
+        await channels.publish("match", "goal")
+        await until(lambda: len(noted.data) == 3000)
+        assert noted.data == [*range(1500)] * 2
 
 
 def test_d16_what_is_registered_before_a_loop_runs_takes_effect_with_connect() -> None:

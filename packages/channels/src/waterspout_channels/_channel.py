@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import CancelledError, Task
+from asyncio import CancelledError, QueueFull, Task
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isasyncgenfunction, isawaitable, ismethod, signature
@@ -19,6 +19,9 @@ Callback: TypeAlias = Callable[["Channel", str, Any], object]
 
 _REMEMBERED: Final = 256
 """Names of events whose callbacks a channel knows without matching patterns."""
+
+_MAX_WAITING: Final = 1_000
+"""Calls of coroutine functions that wait, at 300 bytes and more each, when no more events may be fired here."""
 
 
 class CallbackError(Exception):
@@ -77,8 +80,16 @@ class Channel:
         return {name: tuple(pattern.callbacks) for name, pattern in self._patterns.items()}
 
     def fire(self, event: str, data: Any = None) -> None:
-        """Fire `event` here and nowhere else. What coroutine functions do is awaited soon, in order; what is fired
-        meanwhile waits in memory, not in the log, and nothing bounds it but who fires."""
+        """Fire `event` here and nowhere else. What coroutine functions do is awaited soon, in order.
+
+        What is fired meanwhile waits in memory, not in the log. Raises `asyncio.QueueFull`, before anything is called,
+        where 1,000 calls of coroutine functions wait already: fire it when they have caught up, or publish it.
+        """
+        if len(self._called) >= _MAX_WAITING:
+            raise QueueFull(
+                f"{event!r:.80} is not fired on {self.name!r}, where {len(self._called)} calls of coroutine functions "
+                "wait: fire it when they have caught up, or publish it, so that it waits in the log"
+            )
         self._call(event, data)
         self._await_soon()
 
