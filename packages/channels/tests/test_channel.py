@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -477,6 +478,34 @@ async def test_d21_a_channel_fires_here_and_nowhere_else() -> None:
         await until(lambda: later.got)
         assert later.got == [("match", "goals", 3)]
         assert elsewhere.got == []
+
+
+async def test_a_channel_is_there_before_its_callbacks_and_reads_nothing() -> None:
+    async with Channels(namespace="shop:") as channels:
+        noted = Noted()
+        channel = channels.channel("match")
+        channel.fire("goal", 0)
+        assert channels.channel("shop:match") is channel
+        assert (list(channels), "match" in channels, channel.attached) == (["server"], False, False)
+        with pytest.raises(TypeError):
+            channels.register("match", "*", None)  # type: ignore[arg-type]
+        assert channels.register("match", "*", noted) is channels.channel("match") is channel
+        channel.fire("goal", 1)
+        await channels.publish("match", "goal", 2)
+        await until(lambda: noted.data == [1, 2])
+        channels.unregister("match", "*", noted)
+        assert list(channels) == ["server"]
+        assert channels.channel("server") is channels.status_channel
+        with pytest.raises(BadChannel):
+            channels.channel("a b")
+
+
+async def test_channels_that_nobody_has_registered_on_are_forgotten() -> None:
+    async with Channels() as channels:
+        for number in range(100):
+            channels.channel(f"c{number}")
+        gc.collect()
+        assert len(channels._blank) == 0
 
 
 async def test_what_is_fired_while_something_is_awaited_comes_behind_it() -> None:

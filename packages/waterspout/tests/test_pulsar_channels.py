@@ -148,6 +148,27 @@ def test_d14_the_status_channel_may_have_another_name() -> None:
     assert (channels.status_channel.name, "health" in channels, "server" in channels) == ("health", True, False)
 
 
+@both
+def test_d14_a_channel_is_there_by_its_name_and_made_if_need_be(redis_server: RunningServer, kind: str) -> None:
+    async def use(channels: Channels) -> None:
+        assert channels.channel("SERVER") is channels.status_channel
+        assert channels.channel("a", create=False) is None
+        channel = channels.channel("A")
+        assert (channel.name, len(channel), "a" in channels, channels.channel("a")) == ("a", 0, False, channel)
+        assert channels.channel("a", False) is None  # before it has a callback it is none of theirs
+        channel.fire("event")
+        await channels.register("a", "*", seen := Seen())
+        assert channels.channels["a"] is channels.channel("foo_a") is channels.channel("a", create=False) is channel
+        channel.fire("event", 1)
+        await channels.publish("a", "event", 2)
+        await seen.until(("a", "event", 1), ("a", "event", 2))
+        with pytest.raises(ValueError, match="white space"):
+            channels.channel("a b")
+        assert channels.channel("a b", create=False) is None
+
+    with_channels(use, redis_server, kind, namespace="foo")
+
+
 # D15: the status
 
 
@@ -793,6 +814,17 @@ def test_d29_unregistering_the_last_callback_while_connected_unsubscribes(
         await first.until(("a", "event", None))
 
     with_channels(use, redis_server, kind)
+
+
+@both
+def test_d29_a_name_with_its_prefix_is_the_same_channel(redis_server: RunningServer, kind: str) -> None:
+    async def use(channels: Channels) -> None:
+        channel = await channels.register("foo_a", "*", seen := Seen())
+        assert "foo_a" in channels
+        assert await channels.unregister("FOO_A", "*", seen) is channel
+        assert ("foo_a" in channels, len(channels)) == (False, 1)
+
+    with_channels(use, redis_server, kind, namespace="foo")
 
 
 @both

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from waterspout_core import (
     BadChannel,
@@ -95,6 +95,7 @@ class Channels:
         )
         self.status_channel = Channel(self, self._name(status_channel or "server"))
         self._registered = {self.status_channel.name: self.status_channel}
+        self._blank: WeakValueDictionary[str, Channel] = WeakValueDictionary()  # without callbacks yet
         self._unattached: dict[Channel, None] = {}  # registered before a loop ran
         self._listening: WeakSet[Listening] = WeakSet()
         self._locks: WeakSet[Lock] = WeakSet()
@@ -127,6 +128,13 @@ class Channels:
         """The channels with callbacks by name, the status channel among them."""
         return MappingProxyType(self._registered)
 
+    def channel(self, name: str) -> Channel:
+        """The channel `name`, to `fire` there. Before something is registered on it, it reads nothing, and is forgotten
+        with the last reference to it. Raises `BadChannel`."""
+        name = self._name(name)
+        registered = self._registered.get(name)
+        return self._blank.setdefault(name, Channel(self, name)) if registered is None else registered
+
     def register(self, channel: str, event: str, callback: Callback) -> Channel:
         """Call `callback(channel, event, data)` for each event of `channel` that matches the glob `event`, from now on.
 
@@ -136,12 +144,10 @@ class Channels:
         or None as `missed`. Raises `BadChannel`, `TypeError`, and `BrokerError` after `aclose`.
         """
         self._check_open()
-        name = self._name(channel)
-        registered = self._registered.get(name)
-        if registered is None:
-            registered = Channel(self, name)
+        registered = self.channel(channel)
         registered.add(event, callback)
-        self._registered[name] = registered
+        self._registered[registered.name] = registered
+        self._blank.pop(registered.name, None)
         if not registered.attached:
             self._unattached[registered] = None
         self._attach()

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal, overload
 
 import waterspout_channels
 import waterspout_core
@@ -117,7 +117,16 @@ class Channels:
         return iter(tuple(self.channels.values()))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self.channels
+        return isinstance(name, str) and name.lower() in self._events
+
+    @overload
+    def channel(self, name: str, create: Literal[True] = True) -> Channel: ...
+    @overload
+    def channel(self, name: str, create: bool) -> Channel | None: ...
+    def channel(self, name: str, create: bool = True) -> Channel | None:
+        """The channel `name`, made if need be; without `create` it is None where nothing is registered. With its first
+        callback it is subscribed, and one of the `channels`. Raises `BadChannel`."""
+        return self._events.channel(name.lower()) if create or name in self else None
 
     def prefixed(self, name: str) -> str:
         """The server's name for `name`; one that has it already stays as it is."""
@@ -139,7 +148,7 @@ class Channels:
     async def unregister(self, channel: str, event: str, callback: Callback) -> Channel | None:
         """Call it no more. Returns the channel, or None if it is not registered; it is unsubscribed with its last
         callback."""
-        registered = self.channels.get(channel.lower())
+        registered = self.channel(channel, create=False)
         if registered is not None:
             self._events.unregister(registered.name, event, callback)
         return registered
