@@ -814,6 +814,17 @@ async def test_who_does_not_close_when_all_is_said_is_not_waited_for_long(tls: b
         assert (await console.rest()).startswith(b"GOAWAY")
 
 
+async def test_who_says_goodbye_by_tls_when_all_is_said_is_nothing_to_warn_of(
+    until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(QueueStore(), tls=True) as running:
+        console = await running.connect()
+        assert await console.ask("QUIT") == "BYE"
+        assert await console.rest() == b""  # asyncio has answered it in kind
+        await until(lambda: len(running.server.connections) == 0)
+    assert caplog.messages == []
+
+
 async def test_while_idle_there_is_no_task_for_a_client() -> None:
     store = QueueStore()
     async with serving(store) as running:

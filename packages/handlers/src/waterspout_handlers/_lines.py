@@ -239,8 +239,10 @@ class LineOutlet(Outlet):
         with contextlib.suppress(OSError, ValueError):  # it has done so already; or TLS, that it waits for the peer
             if isinstance(sock, ssl.SSLSocket):
                 sock.unwrap()
-            else:
-                sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            # It is the end of TLS here, too: what comes now is dropped as it is. To OpenSSL the peer's own goodbye
+            # would be an error, and to Tornado a warning.
+            sock.shutdown(socket.SHUT_WR)
         self.connections.expire_at(self, monotonic() + LINGER)
         self.listen()
 
