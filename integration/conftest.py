@@ -47,7 +47,7 @@ class ServerProcess:
                 stderr=log,
                 env=self._environment,
             )
-        url = self.wait_for_output(r"listens on (http://\S+)", begin)[1]
+        url = self.wait_for_output(r"listens on (https?://\S+)", begin)[1]
         self.url = url
         self._port = int(url.rpartition(":")[2])
 

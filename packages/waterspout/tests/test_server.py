@@ -8,10 +8,12 @@ import json
 import logging
 import math
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 
 import pytest
+import trustme
 from click.testing import CliRunner
 from tornado.httpclient import AsyncHTTPClient
 from tornado.httpserver import HTTPServer
@@ -55,18 +57,51 @@ def test_all_that_may_have_to_be_caught_is_there() -> None:
     assert raised <= set(waterspout.__all__)
 
 
-def test_who_connects_and_says_nothing_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def certified() -> ssl.SSLContext:
+    """The context of a server for this machine."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_who_connects_and_says_nothing_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch, tls: bool) -> None:
     monkeypatch.setattr("waterspout.server.IDLE_TIMEOUT", 0.2)
 
     async def use() -> None:
-        server = Server(Channels())
+        server = Server(Channels(), ssl_options=certified() if tls else None)
         port = int(server.start("127.0.0.1", 0).rpartition(":")[2])
-        for said in (b"", b"GET / HTTP/1.1\r\n"):
+        for said in (b"", b"\x16\x03" if tls else b"GET / HTTP/1.1\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(said)
             async with asyncio.timeout(10):
                 assert await reader.read() == b""
             writer.close()
+        await server.aclose(0.1)
+
+    asyncio.run(use())
+
+
+def test_a_server_with_tls_has_urls_that_say_so_and_a_certificate_that_can_be_renewed() -> None:
+    before, after = certified(), certified()
+
+    async def shown(url: str) -> bytes:
+        port = int(url.rpartition(":")[2])
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ssl._create_unverified_context())
+        certificate: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return certificate
+
+    async def use() -> None:
+        server = Server(Channels(), ssl_options=before)
+        urls = [server.start("127.0.0.1", 0), server.start_lines("127.0.0.1", 0)]
+        assert [url.partition(":")[0] for url in urls] == ["https", "tls"]
+        first = {await shown(url) for url in urls}
+        assert {await shown(url) for url in urls} == first
+        server.renew(after)
+        urls.append(server.start_lines("127.0.0.1", 0))
+        second = {await shown(url) for url in urls}
+        assert (len(first), len(second), first & second) == (1, 1, set())
         await server.aclose(0.1)
 
     asyncio.run(use())

@@ -25,12 +25,13 @@ logger: Final = logging.getLogger("waterspout.server")
 class Listener(socket.socket):
     """A listening socket that waits a moment when the process is out of file descriptors.
 
-    Tornado would be called again at once, for ever, and log a traceback each time.
+    Tornado would be called again at once, for ever, and log a traceback each time. With TLS it logs one, too, for each
+    that has gone again before it is accepted, as port scanners do.
     """
 
     def accept(self) -> tuple[socket.socket, Any]:
         try:
-            return super().accept()
+            connection, address = super().accept()
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise
@@ -39,6 +40,12 @@ class Listener(socket.socket):
             loop.update_handler(self.fileno(), 0)
             loop.call_later(PAUSE, self._go_on, loop)
             raise BlockingIOError from None
+        try:
+            connection.getpeername()
+        except OSError:  # it has gone
+            connection.close()
+            raise ConnectionAbortedError from None  # on which Tornado takes the next one
+        return connection, address
 
     def _go_on(self, loop: IOLoop) -> None:
         if self.fileno() != -1:

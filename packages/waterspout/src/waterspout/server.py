@@ -8,6 +8,7 @@ import dataclasses
 import ipaddress
 import logging
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
@@ -297,6 +298,7 @@ class Server:
     """Serves `channels` over HTTP and over TCP: `start()`, `start_lines()`, and later `await aclose()`.
 
     `hosts`, `allow_origins` and `when_behind` are those of `make_app`; `connections` counts those of both together.
+    With `ssl_options` both speak TLS, and nothing else.
     """
 
     def __init__(
@@ -307,10 +309,12 @@ class Server:
         connections: Connections | None = None,
         allow_origins: Collection[str] = (),
         when_behind: Behind = GAP,
+        ssl_options: ssl.SSLContext | None = None,
     ) -> None:
         self.channels = channels
         self.connections = Connections() if connections is None else connections
         self._when_behind = when_behind
+        self._ssl_options = ssl_options
         app = make_app(
             channels,
             hosts=hosts,
@@ -326,6 +330,7 @@ class Server:
             max_body_size=MAX_OTHER_BODY,
             body_timeout=10.0,
             idle_connection_timeout=IDLE_TIMEOUT,
+            ssl_options=ssl_options,
         )
         self._servers: list[TCPServer] = [self._http]
 
@@ -333,7 +338,7 @@ class Server:
         """Listen, and return the URL. Port 0 takes a free one. Raises `OSError`."""
         address = listen(self._http, host, port)
         self.channels.pubsub.start()  # so that trouble with the broker is told at once
-        return f"http://{address}"
+        return f"{'https' if self._ssl_options else 'http'}://{address}"
 
     def start_lines(self, host: str, port: int, *, token: str | None = None) -> str:
         """Speak the line protocol on a port beside it, to those who know the `token`, if there is one; like `start`.
@@ -346,10 +351,18 @@ class Server:
             allow_publish=True,
             connections=self.connections,
             when_behind=self._when_behind,
+            ssl_options=self._ssl_options,
         )
         address = listen(lines, host, port)
         self._servers.append(lines)
-        return f"tcp://{address}"
+        return f"{'tls' if self._ssl_options else 'tcp'}://{address}"
+
+    def renew(self, ssl_options: ssl.SSLContext) -> None:
+        """Show another certificate to whoever connects from now on; who is connected already stays so."""
+        # A new context, not one that is loaded again: that would keep a certificate whose key was of another kind.
+        self._ssl_options = ssl_options
+        for server in self._servers:
+            server.ssl_options = ssl_options
 
     async def aclose(self, grace: float = GRACE) -> None:
         """Accept nobody any more, let all leave in order within `grace` seconds, and close the channels."""

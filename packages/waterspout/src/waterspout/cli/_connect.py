@@ -18,7 +18,9 @@ from ._options import fail, say
 
 PORT: Final = 5567
 
-_ADDRESS: Final = re.compile(r"(?:\[(?P<ipv6>[^]\s]+)]|(?P<host>[^][:/@\s]+))(?::(?P<port>[0-9]{1,5}))?")
+_ADDRESS: Final = re.compile(
+    r"(?:(?P<scheme>tcp|tls)://)?(?:\[(?P<ipv6>[^]\s]+)]|(?P<host>[^][:/@\s]+))(?::(?P<port>[0-9]{1,5}))?"
+)
 
 CONNECT_TIMEOUT: Final = 10.0
 
@@ -32,7 +34,8 @@ LAST_WORDS: Final = 2.0
 def connect(address: str, tls: bool) -> None:
     """Talk to a line server: what you type is sent, line by line, and what it says is printed meanwhile.
 
-    EXIT, or the end of the input, disconnects. HOST is localhost, and PORT 5567, unless named.
+    EXIT, or the end of the input, disconnects. HOST is localhost, and PORT 5567, unless named. Before
+    them tls:// may stand, as `waterspout serve` prints it, and means --tls.
 
     \b
     SUBSCRIBE               messages of the default channel
@@ -40,7 +43,8 @@ def connect(address: str, tls: bool) -> None:
     PUBLISH news Hello      a message to all of its subscribers
     """
     try:
-        sys.exit(asyncio.run(_connect(*_parse(address), tls)))
+        scheme, host, port = _parse(address)
+        sys.exit(asyncio.run(_connect(host, port, tls or scheme == "tls")))
     except ValueError as error:
         fail(str(error))
     except BrokenPipeError:
@@ -50,13 +54,13 @@ def connect(address: str, tls: bool) -> None:
         sys.exit(130)
 
 
-def _parse(address: str) -> tuple[str, int]:
-    """Host and port. Raises ValueError."""
+def _parse(address: str) -> tuple[str | None, str, int]:
+    """Scheme (if there is one), host and port. Raises ValueError."""
     found = _ADDRESS.fullmatch(address)
     port = int(found["port"] or PORT) if found else 0
     if not found or not 0 < port < 65536:
         raise ValueError(f"an address is HOST or HOST:PORT, not {address!r}")
-    return found["ipv6"] or found["host"], port
+    return found["scheme"], found["ipv6"] or found["host"], port
 
 
 async def _connect(host: str, port: int, tls: bool) -> int:

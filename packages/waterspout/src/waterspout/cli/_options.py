@@ -77,7 +77,8 @@ def connection_options(function: F) -> F:
 
 def url_option(function: F) -> F:
     """`--url URL` of a running server."""
-    return option("--url", default=DEFAULT_URL, show_default=True, metavar="URL", help="The running server.")(function)
+    text = "The running server; with https:// SSL_CERT_FILE names certificates to trust."
+    return option("--url", default=DEFAULT_URL, show_default=True, metavar="URL", help=text)(function)
 
 
 def check_url(url: str) -> str:

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, Literal
 
 import click
@@ -25,6 +26,7 @@ from .._demo import publish_figures
 from .._listener import allow_descriptors
 from ..server import Server, host_name
 from ._options import connection_options, counted, fail, history_options, option, redis_option
+from ._tls import Certificate, find_certificate, tls_options
 
 LINGER: Final = 60.0
 """Seconds for which a channel that nobody uses stays open; its history is the broker's."""
@@ -58,6 +60,7 @@ LOG_LEVELS: Final = ["debug", "info", "warning", "error"]
 )
 @option("--tcp-port", type=click.IntRange(0, 65535), help="Serve lines of text over TCP too; 0 takes a free port.")
 @option("--tcp-token", metavar="TOKEN", help="What clients on the TCP port have to know. Better set as the variable.")
+@tls_options
 @redis_option("Serve the channels of this Redis, together with all other servers on it.")
 @history_options("Messages kept of each channel, for those who come back to any server on the same Redis; 0: none.")
 @connection_options
@@ -81,6 +84,8 @@ def serve(
     max_age: float | None,
     heartbeat: float,
     when_behind: Literal["gap", "latest", "disconnect"],
+    tls_cert: str | None,
+    tls_key: str | None,
     **options: Any,
 ) -> None:
     """Start a push server; Ctrl-C stops it.
@@ -100,6 +105,7 @@ def serve(
             _check_origin(origin)
         for host in options["allow_hosts"]:
             _check_host(host)
+        certificate = find_certificate(tls_cert, tls_key)
     except ValueError as error:
         fail(str(error))
     asked = click.get_current_context().get_parameter_source("max_connections") is not ParameterSource.DEFAULT
@@ -107,7 +113,7 @@ def serve(
     factory = _loop_factory(loop)
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            runner.run(_serve(channels, connections, Behind(when_behind), **options))
+            runner.run(_serve(channels, connections, Behind(when_behind), certificate, **options))
         except CannotListen as error:
             fail(str(error))
 
@@ -116,6 +122,7 @@ async def _serve(
     channels: Channels,
     connections: Connections,
     when_behind: Behind,
+    certificate: Certificate | None,
     *,
     host: str,
     port: int,
@@ -135,7 +142,10 @@ async def _serve(
         connections=connections,
         allow_origins=allow_origins,
         when_behind=when_behind,
+        ssl_options=certificate.context if certificate else None,
     )
+    if certificate:
+        _on_hangup(partial(certificate.renew, server))
     try:
         with _explained(host, port, "--port"):
             url = server.start(host, port)
@@ -179,6 +189,11 @@ def _on_signals(stop: Callable[[], None]) -> None:
             loop.add_signal_handler(number, stop_once)
         except NotImplementedError:  # Windows: the Runner turns Ctrl-C into a cancellation
             return
+
+
+def _on_hangup(renew: Callable[[], None]) -> None:
+    with contextlib.suppress(AttributeError, NotImplementedError):  # Windows has no such signal
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew)
 
 
 def _is_loopback(host: str) -> bool:
