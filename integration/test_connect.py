@@ -118,6 +118,14 @@ def test_a_server_that_stops_says_goaway(server: ServerProcess, console: Console
     assert "\nGOAWAY " in console.command.out
 
 
+def test_the_address_may_be_as_the_server_prints_it(command: StartCommand, address: str) -> None:
+    console = Console(command, f"tcp://{address}")
+    console.type("PING\nEXIT\n")
+    assert console.command.wait() == 0
+    assert console.command.out == "PONG\nBYE\n"
+    console.close()
+
+
 def test_ctrl_c_ends_it(console: Console) -> None:
     console.type("PING\n")
     console.sees("PONG\n")
