@@ -304,7 +304,7 @@ async def test_f50_what_a_stalled_reader_costs_does_not_grow() -> None:
 
 async def test_b18_with_a_period_there_is_one_writing_in_each_and_the_latest_of_a_data_store(until: Any) -> None:
     store = DataStore()
-    async with listening(Connections(), period=0.1) as listen:
+    async with listening(Connections(heartbeat=0), period=0.1) as listen:
         ears = [listen(store) for _ in range(3)]
         begin = time.monotonic()
         times = []
@@ -327,7 +327,7 @@ async def test_b18_with_a_period_there_is_one_writing_in_each_and_the_latest_of_
 
 async def test_b18_with_a_period_a_queue_store_sends_what_has_come_as_one_batch() -> None:
     store = QueueStore()
-    async with listening(Connections(), period=0.2) as listen:
+    async with listening(Connections(heartbeat=0), period=0.2) as listen:
         ear = listen(store)
         store.submit("first")
         assert (await ear.hear()).count(b"data: ") == 1
@@ -339,7 +339,7 @@ async def test_b18_with_a_period_a_queue_store_sends_what_has_come_as_one_batch(
 
 async def test_b18_who_comes_within_a_period_has_the_current_value_at_once_and_the_next_one_once() -> None:
     store = DataStore()
-    async with listening(Connections(), period=0.3) as listen:
+    async with listening(Connections(heartbeat=0), period=0.3) as listen:
         first = listen(store)
         store.set_data("a")
         assert await first.data(1) == ["a"]
