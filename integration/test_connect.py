@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -155,11 +156,26 @@ def test_nobody_there_is_told(free_port: int, command: StartCommand) -> None:
     assert f"cannot connect to 127.0.0.1:{free_port}" in talking.err
 
 
+def test_what_could_not_be_said_to_the_end_is_told_though_the_input_has_ended(command: StartCommand) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        console = Console(command, f"127.0.0.1:{listener.getsockname()[1]}")
+        console.type("PUBLISH news x\n")
+        console.close()
+        connection, _ = listener.accept()
+        with connection:
+            heard = b""
+            while not heard.endswith(b"QUIT\r\n"):
+                heard += connection.recv(100)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert console.command.wait() == 1
+    assert "the server has closed the connection: " in console.command.err
+
+
 @pytest.mark.parametrize("address", ["", "a b", "host:port", "host:99999", "host:0", "me@host", "host/path", "[::1"])
 def test_an_address_that_is_none_is_told(address: str, command: StartCommand) -> None:
     talking = command("connect", address)
     assert talking.wait() == 2
-    assert "an address is HOST or HOST:PORT" in talking.err
+    assert "an address is HOST, HOST:PORT or tls://HOST:PORT" in talking.err
 
 
 SERVING: Final = """

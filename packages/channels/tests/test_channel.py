@@ -508,6 +508,62 @@ async def test_channels_that_nobody_has_registered_on_are_forgotten() -> None:
         assert len(channels._blank) == 0
 
 
+async def test_a_channel_that_is_registered_anew_is_the_same_and_keeps_the_order_of_its_events() -> None:
+    async with Channels() as channels:
+        order, gate = [], asyncio.Event()
+
+        async def slow(channel: Channel, event: str, data: Any) -> None:
+            order.append(f"begin {event}")
+            await gate.wait()
+            order.append(f"end {event}")
+
+        channel = channels.register("match", "*", slow)
+        await channels.publish("match", "a")
+        await until(lambda: order)
+        channels.unregister("match", "*", slow)
+        assert channels.channel("match") is channel
+        assert channels.register("match", "*", slow) is channel
+        await channels.publish("match", "b")
+        await asyncio.sleep(0.01)  # it would begin in the next turn of the loop
+        gate.set()
+        await until(lambda: len(order) == 4)
+        assert order == ["begin a", "end a", "begin b", "end b"]
+
+
+async def test_a_callback_that_fires_itself_does_not_keep_the_loop_for_itself() -> None:
+    async with Channels() as channels:
+        turns = 0
+        fired: list[int] = []
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if len(fired) < 100:
+                asyncio.get_running_loop().call_soon(turn)
+
+        async def again(channel: Channel, event: str, data: Any) -> None:
+            fired.append(turns)
+            if len(fired) < 100:
+                channel.fire(event)
+
+        channel = channels.register("match", "*", again)
+        turn()
+        channel.fire("goal")
+        await until(lambda: len(fired) == 100)
+        assert len(set(fired)) == 100  # each in a turn of its own
+
+
+async def test_nothing_is_fired_after_the_end_nor_without_a_loop() -> None:
+    channels, noted = Channels(), Noted()
+    channel = channels.register("match", "*", noted)
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        await asyncio.to_thread(channel.fire, "goal")
+    await channels.aclose()
+    with pytest.raises(BrokerError, match="closed"):
+        channel.fire("goal")
+    assert noted.got == []
+
+
 async def test_what_is_fired_while_something_is_awaited_comes_behind_it() -> None:
     async with Channels() as channels:
         noted, gate = Noted(), asyncio.Event()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from waterspout_channels import Channel, ChannelEvent, Channels, Dialect
+from waterspout_channels import Channel, ChannelEvent, Channels, Dialect, StatusType
 from waterspout_core import BrokerError, Gap, History, MemoryBroker, MemoryPubSub, Message, Position, PubSub
 
 history_or_not = pytest.mark.parametrize("history", [0, 1000], ids=["no history", "history"])
@@ -217,6 +217,54 @@ async def test_what_goes_wrong_in_a_coroutine_function_comes_through_the_future(
             await answer
         assert isinstance(answer, asyncio.Future)
         assert await channels.publish("match", "goal") is None
+
+
+class Mute(Dialect):
+    """It cannot say what the nodes tell one another."""
+
+    async def publish(self, pubsub: PubSub, topic: str, event: str | None, data: Any, key: str | None) -> None:
+        raise TypeError("only bytes")
+
+
+class MuteAtOnce(Dialect):
+    def publish(
+        self, pubsub: PubSub, topic: str, event: str | None, data: Any, key: str | None
+    ) -> Awaitable[Position | None]:
+        raise TypeError("only bytes")
+
+
+@pytest.mark.parametrize("dialect", [Mute, MuteAtOnce])
+async def test_where_a_dialect_cannot_tell_the_other_nodes_that_is_logged_and_all_else_goes_on(
+    dialect: type[Dialect], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = MemoryBroker()
+    async with Channels(MemoryPubSub(broker)) as other:
+        channels = Channels(MemoryPubSub(broker), dialect=dialect())
+        await channels.connect()
+        assert channels.status is StatusType.connected
+        lock = channels.lock("report")
+        assert await lock.acquire()
+        await channels.aclose()
+        assert channels.status is StatusType.closed
+        assert await other.lock("report", blocking=False).acquire()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        "the other nodes could not be told of this one: only bytes",
+        "the other nodes could not be told that this one goes: only bytes",
+    ]
+
+
+async def test_where_a_dialect_fails_to_release_the_broker_that_is_raised_and_they_are_closed() -> None:
+    class Broken(Dialect):
+        async def release(self, pubsub: PubSub) -> None:
+            await pubsub.aclose()
+            raise OSError("not today")
+
+    channels = Channels(dialect=Broken())
+    await channels.connect()
+    with pytest.raises(OSError, match="not today"):
+        await channels.aclose()
+    assert channels.status is StatusType.closed
 
 
 @pytest.mark.parametrize("dialect", [Pairs, "pairs", json])

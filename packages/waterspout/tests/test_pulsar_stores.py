@@ -246,6 +246,19 @@ def test_d3_a_store_gives_a_client_a_pipeline_a_pubsub_and_channels(redis_server
     with_store(use, redis_server.url)
 
 
+def test_d1_a_store_may_be_valkey_too(redis_server: RunningServer) -> None:
+    async def main() -> None:
+        store = create_store(redis_server.url.replace("redis://", "valkey://"))
+        assert await store.client().ping()
+        pubsub = store.pubsub()
+        await pubsub.subscribe("news")
+        assert await pubsub.publish("news", "text") == 1
+        await pubsub.close()
+        await store.close()
+
+    run(main())
+
+
 def test_d3_closing_a_store_closes_its_connections_and_it_may_be_used_again(redis_server: RunningServer) -> None:
     async def main() -> None:
         store = create_store(redis_server.url)

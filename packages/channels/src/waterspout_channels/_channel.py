@@ -83,8 +83,11 @@ class Channel:
         """Fire `event` here and nowhere else. What coroutine functions do is awaited soon, in order.
 
         What is fired meanwhile waits in memory, not in the log. Raises `asyncio.QueueFull`, before anything is called,
-        where 1,000 calls of coroutine functions wait already: fire it when they have caught up, or publish it.
+        where 1,000 calls of coroutine functions wait already: fire it when they have caught up, or publish it. Raises
+        `BrokerError` after `aclose`, and RuntimeError where no loop runs.
         """
+        self.channels._check_open()
+        asyncio.get_running_loop()  # without one nothing shall be called
         if len(self._called) >= _MAX_WAITING:
             raise QueueFull(
                 f"{event!r:.80} is not fired on {self.name!r}, where {len(self._called)} calls of coroutine functions "
@@ -236,7 +239,9 @@ class Channel:
         assert task is not None
         try:
             while self._called:
-                while self._called:
+                for _ in range(len(self._called)):
+                    if not self._called:
+                        break  # stopped meanwhile
                     pattern, callback, result = self._called.popleft()
                     if callback not in pattern.callbacks:
                         _drop(result)  # it was unregistered meanwhile
@@ -249,6 +254,9 @@ class Channel:
                         self._failed(pattern, callback, error)
                     except Exception as error:
                         self._failed(pattern, callback, error)
+                if self._called:  # they have fired more; who waits for nothing shall not keep the loop
+                    await asyncio.sleep(0)
+                    continue
                 before = self._cursor
                 self._read()
                 if self._cursor != before:

@@ -299,8 +299,10 @@ class Channels:
         with contextlib.suppress(TimeoutError):  # what cannot be given back ends by itself
             async with asyncio.timeout(_FAREWELL):
                 await asyncio.gather(*(lock.aclose() for lock in tuple(self._locks)), return_exceptions=True)
-        await self.dialect.release(self.pubsub)
-        self._status.change(StatusType.closed)
+        try:
+            await self.dialect.release(self.pubsub)
+        finally:
+            self._status.change(StatusType.closed)
 
     async def __aenter__(self) -> Self:
         return self
@@ -337,6 +339,7 @@ class Channels:
     def _let_go(self, channel: Channel) -> None:
         if not len(channel) and channel is not self.status_channel and self._registered.get(channel.name) is channel:
             del self._registered[channel.name]
+            self._blank[channel.name] = channel  # who keeps it shall find it registered again
             self._unattached.pop(channel, None)
             if channel.attached:
                 channel.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from waterspout_core import BrokerError, Gap, Health, Position
@@ -84,8 +84,12 @@ class Presence:
         async with self._leaving:  # who closes it as well shall not do so in the middle of that
             if self.status.now is StatusType.connected and self._was_up and self._channels.dialect.tells_others:
                 self._was_up = False
-                with suppress(BrokerError, TimeoutError):
+                try:
                     await self._say_goodbye()
+                except (BrokerError, TimeoutError):
+                    pass
+                except Exception as error:  # of the dialect; what is being closed shall be closed all the same
+                    self._channels.logger.warning("the other nodes could not be told that this one goes: %s", error)
 
     def _health_changed(self, health: Health) -> None:
         if health.state == "connected":
@@ -127,7 +131,10 @@ class Presence:
         self.status.change(StatusType.connected)
         event, self._was_up = RECONNECT if self._was_up else UP, True
         if self._channels.dialect.tells_others:
-            self._tell(event).add_done_callback(self._told)
+            try:
+                self._tell(event).add_done_callback(self._told)
+            except Exception as error:  # of the dialect, at once
+                self._channels.logger.warning("the other nodes could not be told of this one: %s", error)
 
     def _tell(self, event: str) -> asyncio.Future[Position | None]:
         return self._channels.publish(self._channels.status_channel.name, event, {"node": self.node})

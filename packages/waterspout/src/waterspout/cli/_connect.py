@@ -59,7 +59,7 @@ def _parse(address: str) -> tuple[str | None, str, int]:
     found = _ADDRESS.fullmatch(address)
     port = int(found["port"] or PORT) if found else 0
     if not found or not 0 < port < 65536:
-        raise ValueError(f"an address is HOST or HOST:PORT, not {address!r}")
+        raise ValueError(f"an address is HOST, HOST:PORT or tls://HOST:PORT, not {address!r}")
     return found["scheme"], found["ipv6"] or found["host"], port
 
 
@@ -78,29 +78,34 @@ async def _connect(host: str, port: int, tls: bool) -> int:
     speaking = asyncio.ensure_future(_speak(lines, writer))
     try:
         done, _ = await asyncio.wait([hearing, speaking], return_when=asyncio.FIRST_COMPLETED)
-        if hearing in done:
-            hearing.result()
         if speaking in done and speaking.result():
             hearing.cancel()
             await asyncio.wait([hearing])
-            await _hear(reader, decoder, silence=LAST_WORDS)
-            return 0
-        say("the server has closed the connection")
+            broken = await _hear(reader, decoder, silence=LAST_WORDS)
+            if broken is None:
+                return 0
+        else:
+            broken = hearing.result() if hearing in done else None
+        say(f"the server has closed the connection{f': {broken}' if broken else ''}")
         return 1
     finally:
         writer.transport.abort()
 
 
-async def _hear(reader: asyncio.StreamReader, decoder: codecs.IncrementalDecoder, silence: float | None = None) -> None:
-    """Print what the server says, until it closes, or says nothing for so many seconds."""
+async def _hear(
+    reader: asyncio.StreamReader, decoder: codecs.IncrementalDecoder, silence: float | None = None
+) -> OSError | None:
+    """Print what the server says, until it closes, or says nothing for so many seconds. Returns what broke it off."""
     while True:
         try:
             async with asyncio.timeout(silence):
                 data = await reader.read(65536)
-        except (ConnectionResetError, TimeoutError):
-            return
+        except TimeoutError:
+            return None
+        except OSError as error:  # a reset, or what TLS has against it
+            return error
         if not data:
-            return
+            return None
         click.echo(decoder.decode(data).replace("\r\n", "\n"), nl=False)
 
 
@@ -112,7 +117,7 @@ async def _speak(lines: Lines, writer: asyncio.StreamWriter) -> bool:
             await writer.drain()
         writer.write(b"QUIT\r\n")
         await writer.drain()
-    except ConnectionError:
+    except (ConnectionError, ssl.SSLError):
         return False
     return True
 

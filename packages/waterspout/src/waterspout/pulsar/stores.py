@@ -1,8 +1,8 @@
 """A drop-in for the stores of ``pulsar.apps.data``: `create_store` makes one of a URL, and from it come a client, a
 PubSub, and Channels.
 
-Nothing is connected before it is used, so a store can be made before a loop runs. ``redis://`` is a server, the same
-with TLS is ``rediss://``, and ``memory://`` is this process: whoever has the same store hears one another.
+Nothing is connected before it is used, so a store can be made before a loop runs. ``redis://`` is a server (``valkey://``
+says the same), with TLS ``rediss://``, and ``memory://`` is this process: whoever has the same store hears one another.
 """
 
 from __future__ import annotations
@@ -310,4 +310,6 @@ def _number(database: int | str | None) -> int:
 
 register_store("redis", "waterspout.pulsar.stores:RedisStore")
 register_store("rediss", "waterspout.pulsar.stores:RedisStore")
+register_store("valkey", "waterspout.pulsar.stores:RedisStore")
+register_store("valkeys", "waterspout.pulsar.stores:RedisStore")
 register_store("memory", "waterspout.pulsar.stores:MemoryStore")
