@@ -5,12 +5,17 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import fcntl
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -481,6 +486,40 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, number: signal.Signals) -
         await stalled.close()
 
     run(use())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_second_signal_ends_it_at_once_wherever_it_is() -> None:
+    """Where its output is not taken, it stands at what it says of the first one."""
+    reading, writing = os.pipe()
+    command = [sys.executable, "-um", "waterspout", "serve", "--port", "0", "--grace", "60"]
+    server = subprocess.Popen(command, stdout=writing, stderr=subprocess.DEVNULL)
+    with open(reading) as output, server:
+        try:
+            port = int(output.readline().partition("127.0.0.1:")[2].split()[0])
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.sendall(HEAD[EventSource])
+                peer.recv(1)
+                os.write(writing, bytes(fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)))
+                server.send_signal(signal.SIGINT)
+                limit = time.monotonic() + DEADLINE
+                while catches(server.pid, signal.SIGTERM):
+                    assert time.monotonic() < limit
+                    time.sleep(0.01)
+                begin = time.monotonic()
+                server.send_signal(signal.SIGINT)
+                assert server.wait(DEADLINE) == -signal.SIGINT
+                assert time.monotonic() - begin < LATE
+        finally:
+            os.close(writing)
+            server.kill()
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether that process has a handler for this signal (proc(5): SigCgt)."""
+    found = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def test_with_nobody_there_it_ends_without_waiting(serve: Serve) -> None:

@@ -179,9 +179,11 @@ def _on_signals(stop: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
 
     def stop_once() -> None:
-        # Whoever insists shall not have to wait for us.
+        # Whoever insists shall not have to wait for us; nor for a KeyboardInterrupt, of which nothing comes where it is
+        # raised just before something that is awaited in the end.
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
         stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
